@@ -1,0 +1,36 @@
+# demo: install into .venv and score the example pictures. test: the whole suite. lint: ruff and mypy.
+PYTHON ?= python3
+
+.PHONY: demo test test-slow test-gpu lint clean
+
+demo: .venv/installed
+	.venv/bin/gender-batch classify examples/profiles --out preds.csv --max-error-rate 0.1
+	@.venv/bin/python examples/show.py preds.csv
+
+test: .venv-test/installed
+	.venv-test/bin/python -m pytest -m "not slow and not gpu"
+
+test-slow: .venv-test/installed
+	.venv-test/bin/python -m pytest -m slow
+
+test-gpu: .venv-test/installed
+	.venv-test/bin/python -m pytest -m gpu
+
+lint: .venv-test/installed
+	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff format --check .
+	.venv-test/bin/mypy
+
+# The demo installs a copy, as a user would; the tests see the working tree.
+.venv/installed: setup.cfg pyproject.toml $(shell find gender_batch export -type f -not -name '*.pyc')
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet .
+	touch $@
+
+.venv-test/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv-test
+	.venv-test/bin/pip install --quiet --editable '.[train,test]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-test build *.egg-info preds.csv

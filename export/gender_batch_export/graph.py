@@ -1,0 +1,75 @@
+"""The ONNX graph: uint8 pictures in, calibrated probabilities out, and the metadata that describes it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from gender_batch import __version__
+from gender_batch.model.metadata import KEY, Metadata
+from gender_batch.training.network import Checkpoint, Network
+
+OPSET = 20
+
+
+class Serving(nn.Module):
+    """The network with temperature and softmax: uint8 (N, size, size, 3) to probabilities (N, classes)."""
+
+    def __init__(self, network: Network, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.network(pictures)
+        return torch.softmax(logits / self.temperature, dim=1)
+
+
+def metadata_of(checkpoint: Checkpoint) -> Metadata:
+    """What the model file will say of itself."""
+    return Metadata(
+        labels=checkpoint.labels,
+        preprocessing=checkpoint.preprocessing,
+        pictures=checkpoint.pictures,
+        threshold=checkpoint.threshold,
+        training=checkpoint.training,
+        figures=checkpoint.figures,
+        attributions=checkpoint.attributions,
+        program=f"gender-batch {__version__}",
+    )
+
+
+def write_graph(checkpoint: Checkpoint, path: Path) -> None:
+    """Export, check with onnx.checker, and write one file with its metadata."""
+    size = checkpoint.preprocessing.size
+    serving = Serving(copy.deepcopy(checkpoint.network), checkpoint.temperature).eval()
+    # Two pictures: torch.export takes a dimension of one for a constant.
+    example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
+    program = torch.onnx.export(
+        serving,
+        (example,),
+        input_names=["pictures"],
+        output_names=["probabilities"],
+        dynamic_shapes={"pictures": {0: torch.export.Dim("batch", min=1)}},
+        opset_version=OPSET,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no program")
+    model = program.model_proto
+    del model.metadata_props[:]
+    # What the exporter notes beside every node: source lines of the machine it ran on. Nobody else's business.
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.value_info, *model.graph.initializer):
+        del value.metadata_props[:]
+    onnx.helper.set_model_props(model, {KEY: metadata_of(checkpoint).to_json()})
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)

@@ -1,0 +1,130 @@
+"""`gender-batch evaluate`: how good a model is on labelled pictures, through the path of `classify`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.util import find_spec
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gender_batch.cli.exits import Exit, fail, stopping_on_signals
+
+if TYPE_CHECKING:
+    from gender_batch.evaluation.labelled import Evaluation
+    from gender_batch.pictures.preprocessing import Preprocessing
+
+
+@click.command()
+@click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--model",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A model made by `gender-batch export`.  [default: the one that comes with the program]",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder for metrics.json and the plots.",
+)
+@click.option(
+    "--groups",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="CSV",
+    help="A table with a column `path` and any others; accuracy is told for each of their values.",
+)
+@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cuda", "cpu"]))
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Processes that read pictures.  [default: one per core]",
+)
+def evaluate(
+    data: Path, model: Path | None, out: Path | None, groups: Path | None, device: str, workers: int | None
+) -> None:  # fmt: skip
+    """Score the labelled pictures in DATA and compare the answers with the labels.
+
+    DATA holds one folder per label of the model, or a test/ with these in it. Accuracy counts every picture by its
+    most probable label; coverage and accuracy at the threshold tell what is left when `uncertain` is an answer.
+    """
+    from gender_batch.cli.progress import ScoringProgress
+    from gender_batch.evaluation.labelled import LabelsError
+    from gender_batch.evaluation.labelled import evaluate as evaluate_labelled
+    from gender_batch.model.metadata import ModelError
+    from gender_batch.model.session import DEFAULT_MODEL, NoGpuError
+    from gender_batch.scoring.pool import PoolError
+    from gender_batch.scoring.run import Options, Scorer
+
+    options = Options(model or DEFAULT_MODEL, device, workers)
+    try:
+        with stopping_on_signals("Nothing was written."), Scorer(options) as scorer:
+            click.echo(f"device: {scorer.device.name} ({scorer.device.reason})", err=True)
+            with ScoringProgress() as progress:
+                result = evaluate_labelled(scorer, data, groups, progress.row)
+    except NoGpuError as error:
+        fail(str(error), Exit.NO_GPU)
+    except (ModelError, LabelsError, PoolError) as error:
+        fail(str(error))
+
+    _tell(result)
+    if out:
+        try:
+            _write(result, out, scorer.metadata.preprocessing)
+        except OSError as error:
+            fail(f"{out}: {error.strerror}")
+    if result.failed:
+        sys.exit(Exit.FAILED_PICTURES)
+
+
+def _tell(result: Evaluation) -> None:
+    metrics = result.metrics
+    click.echo(f"accuracy                    {metrics.accuracy}")
+    click.echo(f"answered at the threshold   {metrics.coverage}")
+    click.echo(f"accuracy of those           {metrics.decided_right}")
+    click.echo(f"expected calibration error  {metrics.calibration_error:.4f}")
+    width = max(len(label) for label in metrics.labels)
+    for index, label in enumerate(metrics.labels):
+        click.echo(f"{label:<{width}}  precision {metrics.precision(index)}")
+        click.echo(f"{'':<{width}}  recall    {metrics.recall(index)}")
+        answered = ", ".join(f"{name} {metrics.confusion[index, j]}" for j, name in enumerate(metrics.labels))
+        click.echo(f"{'':<{width}}  answered  {answered}")
+    for column, groups in groupby(result.groups, key=lambda group: group.column):
+        click.echo(f"\n{column}")
+        for group in groups:
+            click.echo(f"  {group.value:<28} {group.accuracy}")
+    for row in result.failed[:20]:
+        click.echo(f"not scored: {row.path!r}: {row.status.value}: {row.error}", err=True)
+    if result.failed:
+        click.echo(f"not scored: {len(result.failed):,} in all", err=True)
+
+
+def _write(result: Evaluation, out: Path, preprocessing: Preprocessing) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    if find_spec("matplotlib") is None:
+        click.echo("no plots: they need matplotlib: pip install 'gender-batch[train]'", err=True)
+        return
+    import numpy as np
+
+    from gender_batch.evaluation.gallery import Answer, draw_gallery
+    from gender_batch.evaluation.metrics import calibration_bins
+    from gender_batch.evaluation.plots import plot_confusion, plot_reliability
+
+    labels = result.metrics.labels
+    probabilities = np.array([row.probabilities for row in result.rows])
+    best = probabilities.argmax(axis=1)
+    bins = calibration_bins(probabilities.max(axis=1), best == np.array(result.truth))
+    plot_confusion(result.metrics.confusion, labels, out / "confusion.png")
+    plot_reliability(bins, result.metrics.calibration_error, out / "reliability.png")
+    answers = [
+        Answer(row.path, labels[truth], labels[answer], row.confidence or 0.0)
+        for row, truth, answer in zip(result.rows, result.truth, best, strict=True)
+    ]
+    draw_gallery(answers, preprocessing, out / "gallery.png")
+    click.echo(f"metrics and plots in {out}")

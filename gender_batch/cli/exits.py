@@ -1,0 +1,77 @@
+"""The exit codes, and how an error becomes one line and a code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+
+class Exit(IntEnum):
+    """What the exit code tells the caller."""
+
+    DONE = 0
+    FATAL = 1
+    USAGE = 2
+    FAILED_PICTURES = 3
+    NO_PICTURE = 4
+    LOCKED = 5
+    NO_GPU = 6
+
+
+EPILOG = (
+    "Exit codes: 0 done; 1 fatal, nothing published; 2 wrong use; 3 done, but more pictures failed than "
+    "--max-error-rate allows; 4 no picture found; 5 another run holds the lock; 6 a GPU was required and is not "
+    "usable; 128+N stopped by signal N."
+)
+
+
+class Interrupted(BaseException):
+    """A signal asked the program to stop. Not an Exception: no decoder's safety net may swallow it."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+def fail(message: str, code: Exit = Exit.FATAL) -> NoReturn:
+    click.echo(f"gender-batch: {message}", err=True)
+    sys.exit(code)
+
+
+@contextmanager
+def stopping_on_signals(how_to_go_on: str) -> Iterator[None]:
+    """SIGINT and SIGTERM unwind the stack, so that everything is closed, and exit with 128 + their number."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        # A second signal while things are closed must not cut that short.
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except Interrupted as stopped:
+        click.echo(f"gender-batch: stopped by {signal.Signals(stopped.number).name}. {how_to_go_on}", err=True)
+        sys.exit(128 + stopped.number)
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+@contextmanager
+def needing_extra(extra: str) -> Iterator[None]:
+    """A missing package of an extra becomes the line that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("gender_batch"):
+            raise
+        fail(f"this command needs {error.name}: pip install 'gender-batch[{extra}]'")

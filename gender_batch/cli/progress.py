@@ -1,0 +1,106 @@
+"""How a run is shown while it goes: rich on a terminal, plain lines elsewhere; always on standard error."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from gender_batch.training.fit import Epoch
+
+PLAIN_INTERVAL = 60.0
+"""Seconds between two plain lines."""
+
+
+class TrainingProgress:
+    """Shows batches and epochs, and keeps the log of the run in its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.console = Console(stderr=True, highlight=False)
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            console=self.console, transient=True, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self.task = self.bar.add_task("reading the pictures", total=None)
+        self.told = time.monotonic()
+        self.log: TextIO | None = None
+
+    def __enter__(self) -> TrainingProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+        if self.log:
+            self.log.close()
+
+    def reading(self, count: int) -> None:
+        self.bar.update(self.task, advance=count)
+
+    def batch(self, phase: str, epoch: int, done: int, total: int, loss: float) -> None:
+        self.bar.update(self.task, description=f"{phase} {epoch}, loss {loss:.4f}", completed=done, total=total)
+        if not self.console.is_terminal and time.monotonic() - self.told > PLAIN_INTERVAL:
+            self._line(f"{phase} epoch {epoch}: {done / total:.0%}, loss {loss:.4f}")
+
+    def epoch(self, epoch: Epoch, best: bool) -> None:
+        self._line(
+            f"{epoch.phase} epoch {epoch.epoch}: "
+            f"train loss {epoch.train_loss:.4f} accuracy {epoch.train_accuracy:.2%}, "
+            f"validation loss {epoch.val_loss:.4f} accuracy {epoch.val_accuracy:.2%}, "
+            f"{epoch.seconds:.0f} s, {epoch.pictures_per_second:.0f} pictures/s{' (best)' if best else ''}"
+        )
+
+    def note(self, message: str) -> None:
+        self._line(message)
+
+    def _line(self, message: str) -> None:
+        self.told = time.monotonic()
+        self.console.print(message, markup=False, soft_wrap=True)
+        if self.log is None and self.folder.is_dir():
+            self.log = (self.folder / "train.log").open("a")
+        if self.log:
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), message, file=self.log, flush=True)
+
+
+class ScoringProgress:
+    """Shows how many rows there are and how fast they come."""
+
+    LOOK_EVERY = 64
+    """Rows between two looks at the clock."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.started = time.monotonic()
+        self.told = self.started
+        self.status = self.console.status("finding pictures") if self.console.is_terminal else None
+        self.interval = 0.2 if self.status else PLAIN_INTERVAL
+
+    def __enter__(self) -> ScoringProgress:
+        if self.status:
+            self.status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.status:
+            self.status.stop()
+
+    def row(self, pictures: int, failed: int) -> None:
+        if pictures % self.LOOK_EVERY:
+            return
+        now = time.monotonic()
+        if now - self.told < self.interval:
+            return
+        self.told = now
+        message = f"{pictures:,} pictures, {failed:,} failed, {pictures / (now - self.started):,.0f} pictures/s"
+        if self.status:
+            self.status.update(message)
+        else:
+            self.console.print(message, markup=False, soft_wrap=True)

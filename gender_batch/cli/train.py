@@ -1,0 +1,154 @@
+"""`gender-batch train`: fine-tune MobileNetV2 on labelled folders."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gender_batch.cli.exits import Exit, fail, needing_extra, stopping_on_signals
+
+if TYPE_CHECKING:
+    import torch
+
+
+@click.command()
+@click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="RUN",
+    help="Folder of the run.  [default: runs/<date-time>]",
+)
+@click.option(
+    "--init",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="WEIGHTS",
+    help="State dict of mobilenet_v2 to start from, .pth or .safetensors.  "
+    "[default: torchvision's ImageNet weights, downloaded]",
+)
+@click.option(
+    "--image-size",
+    default=224,
+    show_default=True,
+    type=click.IntRange(32, 1024),
+    help="Side of the square that the network sees, in pixels.",
+)
+@click.option(
+    "--adapt-epochs",
+    default=5,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Epochs of the adaptation: features frozen, new head.",
+)
+@click.option(
+    "--fine-epochs",
+    default=15,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Epochs of the fine-tuning: all weights.",
+)
+@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(2), help="Pictures per step.")
+@click.option(
+    "--lr-adapt",
+    default=1e-3,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Learning rate of the adaptation.",
+)
+@click.option(
+    "--lr-fine",
+    default=3e-4,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Largest learning rate of the fine-tuning.",
+)
+@click.option(
+    "--group-by",
+    metavar="REGEX",
+    help="Searched in each picture's relative path; its first group names the person. "
+    "All pictures of a person stay in one split.",
+)
+@click.option(
+    "--pictures",
+    default="photo",
+    show_default=True,
+    type=click.Choice(["photo", "face"]),
+    help="What DATA holds, and the model will expect: whole photos or face crops.",
+)
+@click.option(
+    "--attribution",
+    "attributions",
+    multiple=True,
+    metavar="TEXT",
+    help="Credit that the model file and its card must carry; may be given several times.",
+)
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Decides splits, order and augmentation.",
+)
+@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cuda", "cpu"]))
+@click.option("--resume", is_flag=True, help="Go on with the interrupted run in RUN.")
+def train(
+    data: Path, out: Path | None, init: Path | None, image_size: int, adapt_epochs: int, fine_epochs: int,
+    batch_size: int, lr_adapt: float, lr_fine: float, group_by: str | None, pictures: str,
+    attributions: tuple[str, ...], seed: int, device: str, resume: bool,
+) -> None:  # fmt: skip
+    """Fine-tune MobileNetV2 on the labelled photos in DATA.
+
+    DATA holds train/<class>/... with optional val/ and test/, or <class>/... alone, which is then split.
+    The class names are the folder names. Two phases: adaptation trains a new head on frozen features,
+    fine-tuning trains all weights at a small rate. The best epoch by validation loss is kept.
+    """
+    if adapt_epochs + fine_epochs == 0:
+        raise click.UsageError("--adapt-epochs and --fine-epochs cannot both be 0")
+    if resume and out is None:
+        raise click.UsageError("--resume needs --out RUN, the folder of the interrupted run")
+    folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    with needing_extra("train"):
+        from gender_batch.training import run
+        from gender_batch.training.dataset import DatasetError
+        from gender_batch.training.fit import Machine, Recipe
+        from gender_batch.training.network import WeightsError
+    from gender_batch.cli.progress import TrainingProgress
+
+    order = run.Order(
+        data=data,
+        recipe=Recipe(image_size, adapt_epochs, fine_epochs, batch_size, lr_adapt, lr_fine, seed=seed),
+        init=init,
+        group_by=group_by,
+        pictures=pictures,
+        attributions=attributions,
+    )
+    machine = Machine(_device(device), workers=_loading_processes())
+    again = f"--resume goes on after the last finished epoch: --out {folder} --resume"
+    with stopping_on_signals(again), TrainingProgress(folder) as progress:
+        try:
+            result = run.train(order, folder, machine, progress, resume, progress.reading)
+        except run.RunError as error:
+            fail(str(error), Exit.USAGE)
+        except (DatasetError, WeightsError, FloatingPointError) as error:
+            fail(str(error))
+    click.echo(f"validation accuracy {result.val.accuracy}")
+    if result.test:
+        click.echo(f"test accuracy       {result.test.accuracy}")
+    click.echo(f"report and checkpoint in {result.folder}; next: gender-batch export {result.folder}")
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: torch finds no usable CUDA GPU", Exit.NO_GPU)
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _loading_processes() -> int:
+    import os
+
+    return min(16, len(os.sched_getaffinity(0)))

@@ -1,0 +1,84 @@
+"""What a model file says of itself: one JSON text under the ONNX metadata key `gender_batch`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gender_batch.pictures.preprocessing import Preprocessing, PreprocessingError
+
+KEY = "gender_batch"
+FORMAT_VERSION = 1
+
+
+class ModelError(Exception):
+    """A model file that cannot be served. The message names the file, the cause and the remedy."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Everything that is needed to feed the graph, to read its answers and to trust them.
+
+    `pictures` is "face" for a model of face crops, "photo" for one of whole photos. A picture whose best
+    probability is below `threshold` is answered `uncertain`. `training` says how and on what data (digest) it was
+    trained, `figures` how well it did on pictures held out.
+    """
+
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    pictures: str
+    threshold: float
+    training: dict[str, Any]
+    figures: dict[str, Any]
+    attributions: tuple[str, ...]
+    program: str
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.dumps({**content, "preprocessing": self.preprocessing.to_dict()})
+
+    @classmethod
+    def from_json(cls, text: str | None, source: str) -> Metadata:
+        """The metadata in `text`; `source` names the file in messages. Raises ModelError."""
+        if text is None:
+            raise ModelError(
+                f"{source}: an ONNX file without gender-batch's metadata; "
+                "make it with `gender-batch export`, so that it says its labels and preprocessing"
+            )
+        try:
+            content = json.loads(text)
+            version = content["format_version"]
+            if version != FORMAT_VERSION:
+                raise ModelError(
+                    f"{source}: model format {version}, this program knows {FORMAT_VERSION}; "
+                    "update the program that is older: pip install -U gender-batch, or export the model again"
+                )
+            return cls(
+                **{
+                    **content,
+                    "labels": _labels(content["labels"]),
+                    "preprocessing": Preprocessing.from_dict(content["preprocessing"]),
+                    "pictures": _one_of(content["pictures"], "face", "photo"),
+                    "threshold": float(content["threshold"]),
+                    "attributions": tuple(content["attributions"]),
+                }
+            )
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            what = error if isinstance(error, PreprocessingError) else f"damaged metadata ({error!r})"
+            raise ModelError(
+                f"{source}: {what}; update gender-batch, or export the model again with this version"
+            ) from None
+
+
+def _labels(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(label, str) for label in value) or len(set(value)) < 2:
+        raise ValueError(f"labels {value!r} are not two or more names")
+    return tuple(value)
+
+
+def _one_of(value: object, *known: str) -> str:
+    if value not in known:
+        raise ValueError(f"{value!r} is not one of {', '.join(known)}")
+    return str(value)

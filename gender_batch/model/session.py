@@ -1,0 +1,103 @@
+"""The ONNX Runtime session of a model file, on the device that was asked for, and no other."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from gender_batch.model.metadata import KEY, Metadata, ModelError
+
+DEFAULT_MODEL = Path(__file__).parent / "default" / "apparent-gender.onnx"
+"""The model that comes with the program."""
+
+DEVICES = ("auto", "cuda", "cpu")
+
+_ERRORS_ONLY = 3
+
+
+class NoGpuError(Exception):
+    """CUDA was required and the session did not get it. The message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where inference really runs, "cuda" or "cpu", and why there, in words."""
+
+    name: str
+    reason: str
+
+
+class Model:
+    """A model file opened for inference.
+
+    With `threads` None ONNX Runtime uses all cores; a worker that has one core to itself passes 1.
+    Raises ModelError for a file that cannot be served, NoGpuError where `device` is "cuda" and CUDA is not usable.
+    """
+
+    def __init__(self, path: Path, device: str = "cpu", threads: int | None = None) -> None:
+        self.path = path
+        self._session, self.device = _open(path, device, threads)
+        text = self._session.get_modelmeta().custom_metadata_map.get(KEY)
+        self.metadata = Metadata.from_json(text, str(path))
+        self._input = self._session.get_inputs()[0].name
+
+    def probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Calibrated probabilities (N, classes) of uint8 pictures (N, size, size, 3)."""
+        output: NDArray[np.float32] = self._session.run(None, {self._input: pictures})[0]
+        return output
+
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open(path: Path, device: str, threads: int | None) -> tuple[Any, Device]:
+    if device == "cpu":
+        return _session(path, ["CPUExecutionProvider"], threads), Device("cpu", "as asked for")
+    missing = _missing_for_cuda()
+    if missing is None:
+        session = _session(path, ["CUDAExecutionProvider"], threads)
+        # The list of available providers is what the wheel was built with; only the session tells what works.
+        if session.get_providers()[0] == "CUDAExecutionProvider":
+            return session, Device("cuda", "the session got ONNX Runtime's CUDA provider")
+        missing = "ONNX Runtime could not load its CUDA provider; pip install 'gender-batch[cuda]' brings its libraries"
+    if device == "cuda":
+        raise NoGpuError(f"--device cuda: {missing}")
+    return _session(path, ["CPUExecutionProvider"], threads), Device("cpu", missing)
+
+
+def _missing_for_cuda() -> str | None:
+    """Why CUDA cannot work here, from the cheapest check on; None where nothing speaks against trying."""
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return "this onnxruntime is built without CUDA: pip uninstall onnxruntime; pip install onnxruntime-gpu"
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver on this machine (libcuda.so.1 is not found)"
+    ort.preload_dlls()
+    return None
+
+
+def _session(path: Path, providers: list[str], threads: int | None) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model file; `gender-batch export` makes one")
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's own errors share no public base class
+        raise ModelError(
+            f"{path}: ONNX Runtime cannot load it ({' '.join(str(error).split())[:300]}); "
+            "is it complete, and made by `gender-batch export`?"
+        ) from None

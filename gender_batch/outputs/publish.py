@@ -1,0 +1,94 @@
+"""A file that appears whole or not at all, and the lock that keeps two runs from publishing over each other."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, cast
+
+_TEMPORARY = ".tmp"
+_LOCK = ".lock"
+
+
+class LockedError(Exception):
+    """Another run writes the same output. The message says who."""
+
+
+@contextmanager
+def published(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that replaces `path` when the block ends well, and leaves it untouched otherwise.
+
+    Written beside its place, synced, renamed over it, and the folder synced: after a crash or a power cut there is
+    the old file or the new one, as far as the disk keeps its promises. Readable by its owner alone, since rows are
+    personal data. Raises OSError.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=_hidden(path, "."), suffix=_TEMPORARY, dir=path.parent)
+    temporary = Path(name)
+    try:
+        with open(descriptor, "wb") as file:
+            yield cast(BinaryIO, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def is_own_file(path: str, target: Path) -> bool:
+    """True for `target` itself, its lock and its temporary file: no pictures, if they lie among the pictures."""
+    folder, name = os.path.split(path)
+    is_temporary = name.startswith(_hidden(target, ".")) and name.endswith(_TEMPORARY)
+    if not is_temporary and name not in (target.name, _hidden(target, _LOCK)):
+        return False
+    return os.path.abspath(folder) == os.path.abspath(target.parent)
+
+
+def _hidden(path: Path, ending: str) -> str:
+    """A hidden name beside `path`, cut so that it stays within the 255 bytes of a name."""
+    return os.fsdecode(b"." + os.fsencode(path.name)[:200]) + ending
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of an output for the block. The kernel drops it with the process, so none is ever stale.
+
+    Raises LockedError at once where another process holds it.
+    """
+    lock = path.with_name(_hidden(path, _LOCK))
+    while True:
+        with lock.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "an unknown process"
+                raise LockedError(f"{path}: another run is writing it: {holder}") from None
+            if not _is_named(file.fileno(), lock):
+                continue  # its holder removed it between our opening and our locking it
+            file.truncate(0)
+            file.write(f"pid {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

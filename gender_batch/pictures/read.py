@@ -1,0 +1,236 @@
+"""Read one picture file safely: bytes of any kind in, an upright RGB picture or a reason out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import stat
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from gender_batch.prediction import Status
+
+PIXEL_LIMIT = 89_478_485
+"""Largest width x height that is decoded: Pillow's own bound, a quarter of a gigabyte of RGB."""
+
+BYTE_LIMIT = 512 * 1024 * 1024
+"""Largest file that is read into memory."""
+
+EXIF_ORIENTATION = 0x0112
+"""Tag number of the orientation, 1..8 (Exif 2.32, 4.6.4 A)."""
+
+
+class PictureError(Exception):
+    """This file gives no picture. Carries the row's status, and the size as the header told it, if it did."""
+
+    def __init__(self, status: Status, message: str, width: int | None = None, height: int | None = None):
+        super().__init__(message)
+        self.status = status
+        self.width = width
+        self.height = height
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An upright RGB picture; `width` and `height` are those of the oriented original, before any reduction."""
+
+    image: Image.Image
+    width: int
+    height: int
+
+
+def read_picture(path: str, shorter_side: int | None = None) -> Picture:
+    """Read, decode, orient and flatten the picture at `path`.
+
+    With `shorter_side` a JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that leaves its
+    shorter side at least that many pixels (libjpeg's scaled inverse DCT). Transparency is composed on white,
+    16-bit greyscale is scaled to 8 bits, CMYK is converted, an animation gives its first frame.
+
+    Raises PictureError; no other error leaves this function whatever the file holds.
+    """
+    return decode_picture(_read_bytes(path), shorter_side)
+
+
+def decode_picture(data: bytes, shorter_side: int | None = None) -> Picture:
+    """`read_picture` for the bytes of a file."""
+    if not data:
+        raise PictureError(Status.EMPTY, "the file has no bytes")
+    name = _format_of(data)
+    if name is None:
+        raise PictureError(Status.UNSUPPORTED, f"not a picture of a known format ({', '.join(_SIGNATURES)})")
+    if name == "HEIF":
+        _require_heif()
+    width = height = None
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of bombs (refused below), odd EXIF and odd ICC profiles: nobody reads that at night.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=[name]) as image:
+                width, height = image.size
+                if width * height > PIXEL_LIMIT:
+                    raise PictureError(
+                        Status.TOO_LARGE,
+                        f"{width} x {height} pixels; the limit is {PIXEL_LIMIT:,} pixels",
+                        width,
+                        height,
+                    )
+                if shorter_side is not None:
+                    image.draft(None, (shorter_side, shorter_side))
+                image.load()
+                orientation = _orientation(image)
+                upright = _flatten(image)
+                if orientation != 1:
+                    upright = upright.transpose(_TRANSPOSITIONS[orientation])
+                return Picture(upright, *_oriented((width, height), orientation))
+    except PictureError:
+        raise
+    except Image.DecompressionBombError:
+        raise PictureError(
+            Status.TOO_LARGE, f"more than {2 * PIXEL_LIMIT:,} pixels; the limit is {PIXEL_LIMIT:,} pixels"
+        ) from None
+    except UnidentifiedImageError:
+        # Its own text names an object in memory, another in every run.
+        raise PictureError(Status.CORRUPT, f"{name}: its header cannot be read") from None
+    except MemoryError:
+        raise PictureError(Status.TOO_LARGE, "no memory to decode it", width, height) from None
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged data; it is the file's row
+        raise PictureError(
+            Status.CORRUPT, f"{name}: {_one_line(error) or type(error).__name__}", width, height
+        ) from None
+
+
+_ANYBODY_READS = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
+
+
+def _read_bytes(path: str) -> bytes:
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise PictureError(Status.UNREADABLE, "not a regular file")
+            if not status.st_mode & _ANYBODY_READS:
+                # The kernel lets root read it all the same; who locked it meant everybody.
+                raise PictureError(Status.UNREADABLE, os.strerror(errno.EACCES))
+            if status.st_size > BYTE_LIMIT:
+                raise PictureError(Status.TOO_LARGE, f"{status.st_size:,} bytes; the limit is {BYTE_LIMIT:,} bytes")
+            return file.read(status.st_size + 1)
+    except ValueError:  # a NUL, or a surrogate that stands for no byte
+        raise PictureError(Status.UNREADABLE, "no file can have this name") from None
+    except OSError as error:
+        # The path is in the row already, and a message must not depend on it.
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        if error.errno == errno.ENOENT:
+            reason = "the file is gone, or the link points nowhere"
+        raise PictureError(Status.UNREADABLE, reason) from None
+    except MemoryError:
+        raise PictureError(Status.TOO_LARGE, "no memory to read it") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Opening a FIFO must not wait for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+_SIGNATURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+
+# Lengths of the known headers that can follow a BMP's file header, as its bytes 14..17 give them.
+_BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
+
+
+def _format_of(data: bytes) -> str | None:
+    """Pillow's name of the format whose signature the data begins with; the file's suffix plays no part."""
+    if data.startswith(b"\xff\xd8"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG"):
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data.startswith(b"GIF8"):
+        return "GIF"
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "TIFF"
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
+        return "BMP"
+    if data[4:8] == b"ftyp":
+        # ISO base media: the major brand, then the compatible ones, four letters each.
+        brands = {data[start : start + 4] for start in range(8, min(len(data), data[3] or 8), 4)}
+        if brands & {b"avif", b"avis"}:
+            return "AVIF"
+        if brands & {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}:
+            return "HEIF"
+    return None
+
+
+def _require_heif() -> None:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise PictureError(Status.UNSUPPORTED, "HEIC pictures need: pip install 'gender-batch[heic]'") from None
+    if "HEIF" not in Image.OPEN:
+        pillow_heif.register_heif_opener()
+
+
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a picture that is loaded: a PNG may have it behind its pixels."""
+    if image.format == "TIFF":
+        return 1  # Pillow has turned it itself
+    try:
+        value = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - a damaged EXIF block does not make the picture unusable
+        return 1
+    return value if value in _TRANSPOSITIONS else 1
+
+
+def _oriented(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return (size[1], size[0]) if orientation >= 5 else size
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """RGB of any of Pillow's modes, transparency on white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy() if image.readonly else image
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _greyscale(image).convert("RGB")
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return image.convert("RGB")
+
+
+def _greyscale(image: Image.Image) -> Image.Image:
+    """8-bit greyscale of 16-bit, 32-bit integer and float greyscale.
+
+    16-bit values are scaled by 1/257. Wider integers and floats have no agreed range: a picture within
+    0..65535 or 0..1 is scaled by that range, any other by its own smallest and largest value.
+    """
+    values = np.asarray(image).astype(np.float64)
+    values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    natural = 1.0 if image.mode == "F" else 65535.0
+    if low >= 0.0 and high <= natural:
+        low, high = 0.0, natural
+    scaled = (values - low) * (255.0 / max(high - low, 1e-12))
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+
+def _one_line(error: Exception) -> str:
+    with contextlib.suppress(Exception):
+        return " ".join(str(error).split())[:200]
+    return ""

@@ -1,0 +1,214 @@
+"""A pool of worker processes in which a picture that kills or hangs its worker costs only its own row."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from gender_batch.prediction import Status
+from gender_batch.scoring.worker import Outcome, StepFactory, work
+
+CHUNK = 8
+"""Pictures sent at a time: enough to hide the pipe's latency, few enough to spread a short list over all workers."""
+
+LOOK_AHEAD = 64
+"""Chunks per worker that may be finished but wait for an earlier one: bounds memory to this many outcomes."""
+
+QUEUED = 2
+"""Chunks a worker holds: the one in hand and the next, so that it never waits for the parent."""
+
+START_LIMIT = 3
+"""Workers that may die in a row without having a picture in hand before the run gives up."""
+
+READY_TIMEOUT = 120.0
+"""Seconds for a worker to import and load its model, on a busy machine with a cold disk."""
+
+
+class PoolError(Exception):
+    """Workers die or do not start for a reason that is no picture's."""
+
+
+class _Chunk:
+    """Paths that travel together, and the outcomes known so far."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+        self.outcomes: list[Outcome | None] = [None] * len(paths)
+
+    def missing(self) -> list[int]:
+        return [index for index, outcome in enumerate(self.outcomes) if outcome is None]
+
+
+class _Worker:
+    """One process, its pipe, and the chunks it holds, the one in hand first."""
+
+    def __init__(self, context: Any, factory: StepFactory) -> None:
+        self.position: Any = context.Value("i", -1, lock=False)
+        self.started = context.Value("d", 0.0, lock=False)
+        self.connection: Connection
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=work, args=(theirs, factory, self.position, self.started, os.getpid()), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.born = time.monotonic()
+        self.ready = False
+        self.chunks: deque[tuple[_Chunk, list[int]]] = deque()
+
+    def give(self, chunk: _Chunk) -> None:
+        missing = chunk.missing()
+        self.chunks.append((chunk, missing))
+        with suppress(OSError):  # a worker that has just died is noticed by its sentinel
+            self.connection.send([chunk.paths[index] for index in missing])
+
+    def in_hand(self) -> tuple[_Chunk, int] | None:
+        """The chunk, and the index in it, of the picture that the worker is at; None between pictures."""
+        position: int = self.position.value
+        if not self.ready or not self.chunks or position < 0:
+            return None
+        chunk, sent = self.chunks[0]
+        return chunk, sent[position]
+
+    def overdue(self, picture_timeout: float) -> bool:
+        now = time.monotonic()
+        if not self.ready:
+            return now - self.born > READY_TIMEOUT
+        return self.in_hand() is not None and now - self.started.value > picture_timeout
+
+    def stop(self) -> None:
+        self.connection.close()
+        self.process.join(0.2)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+class WorkerPool:
+    """`outcomes` runs a step over paths in `count` processes. A context manager; leaves no process behind."""
+
+    def __init__(self, factory: StepFactory, count: int, picture_timeout: float) -> None:
+        self.factory, self.count, self.picture_timeout = factory, count, picture_timeout
+        # Not "fork": this process may hold threads and a session. Not "forkserver": a worker would be the server's
+        # child, and the kernel could not tie its life to ours.
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: list[_Worker] = []
+        self._deaths_without_culprit = 0
+
+    def __enter__(self) -> WorkerPool:
+        self._workers = [_Worker(self._context, self.factory) for _ in range(self.count)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.connection.close()
+        for worker in self._workers:
+            worker.stop()
+        self._workers = []
+
+    def outcomes(self, paths: Iterable[str]) -> Iterator[tuple[str, Outcome]]:
+        """(path, outcome) in the order of `paths`, which are drawn only a bounded number ahead.
+
+        Raises PoolError.
+        """
+        source = iter(paths)
+        again: deque[_Chunk] = deque()  # chunks of workers that died
+        in_order: deque[_Chunk] = deque()
+        exhausted = False
+        while True:
+            while in_order and not in_order[0].missing():
+                chunk = in_order.popleft()
+                for path, outcome in zip(chunk.paths, chunk.outcomes, strict=True):
+                    assert outcome is not None  # noqa: S101 - for mypy; `missing` is empty
+                    yield path, outcome
+            # One round gives every worker its first chunk, the next its second: a short list is spread.
+            for level in range(QUEUED):
+                for worker in self._workers:
+                    if len(worker.chunks) > level:
+                        continue
+                    if again:
+                        worker.give(again.popleft())
+                    elif not exhausted and len(in_order) < LOOK_AHEAD * self.count:
+                        chunk = _Chunk(list(islice(source, CHUNK)))
+                        exhausted = not chunk.paths
+                        if chunk.paths:
+                            in_order.append(chunk)
+                            worker.give(chunk)
+            if exhausted and not in_order:
+                return
+            if not in_order[0].missing():
+                continue
+            self._listen(again)
+
+    def _listen(self, again: deque[_Chunk]) -> None:
+        """Take what the workers have sent; replace those that died or hang."""
+        waited: list[Any] = [worker.connection for worker in self._workers]
+        waited += [worker.process.sentinel for worker in self._workers]
+        wait(waited, timeout=min(1.0, self.picture_timeout / 4))
+        for number, worker in enumerate(self._workers):
+            alive = self._receive(worker)
+            if alive:
+                in_hand = worker.in_hand()
+                if not worker.overdue(self.picture_timeout):
+                    continue
+                worker.process.kill()
+                worker.process.join()
+                self._receive(worker)  # what it finished in the last instant
+            else:
+                worker.process.join()
+                in_hand = worker.in_hand()
+            self._blame(worker, in_hand, Status.TIMEOUT if alive else Status.CRASHED)
+            again.extend(chunk for chunk, _ in worker.chunks if chunk.missing())
+            worker.connection.close()
+            self._workers[number] = _Worker(self._context, self.factory)
+
+    def _receive(self, worker: _Worker) -> bool:
+        """All complete messages of the worker; False if it is dead."""
+        dead = not worker.process.is_alive()  # before reading: what it sent before it died still counts
+        try:
+            while worker.connection.poll():
+                outcomes = worker.connection.recv()
+                if not worker.ready:
+                    worker.ready = True
+                    continue
+                self._deaths_without_culprit = 0
+                chunk, sent = worker.chunks.popleft()
+                for index, outcome in zip(sent, outcomes, strict=True):
+                    chunk.outcomes[index] = outcome
+        except (EOFError, OSError):
+            dead = True
+        return not dead
+
+    def _blame(self, worker: _Worker, in_hand: tuple[_Chunk, int] | None, status: Status) -> None:
+        if in_hand is not None:
+            chunk, index = in_hand
+            if chunk.outcomes[index] is not None:
+                return  # it was done after all
+            error = (
+                f"not done after {self.picture_timeout:g} s"
+                if status is Status.TIMEOUT
+                else f"its worker process died of {_cause(worker.process.exitcode)}"
+            )
+            chunk.outcomes[index] = Outcome(status, error=error)
+            return
+        self._deaths_without_culprit += 1
+        if self._deaths_without_culprit >= START_LIMIT:
+            raise PoolError(
+                f"{START_LIMIT} worker processes in a row ended without a picture in hand, the last of "
+                f"{_cause(worker.process.exitcode)}; is there enough memory for {self.count} workers (--workers)?"
+            )
+
+
+def _cause(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        with suppress(ValueError):
+            return signal.Signals(-exitcode).name
+    return f"exit code {exitcode}"

@@ -1,0 +1,120 @@
+"""What a worker process does: read pictures, and on a CPU also infer, so that no pixel leaves the process."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gender_batch.model.session import Model
+from gender_batch.pictures.preprocessing import Preprocessing
+from gender_batch.pictures.read import PictureError
+from gender_batch.prediction import Status
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one picture.
+
+    `result` holds probabilities (classes,) where the worker infers, the picture's pixels (size, size, 3) where it
+    only reads, and None where `status` is not ok.
+    """
+
+    status: Status
+    result: NDArray[Any] | None = None
+    width: int | None = None
+    height: int | None = None
+    error: str | None = None
+
+
+class Step(Protocol):
+    """What turns a path into an outcome. Made inside the worker; may raise nothing but what ends the worker."""
+
+    def __call__(self, path: str) -> Outcome: ...
+
+
+class StepFactory(Protocol):
+    """Makes the step in the worker process; must itself travel by pickle."""
+
+    def __call__(self) -> Step: ...
+
+
+@dataclass(frozen=True)
+class Read:
+    """Read and preprocess. The pixels go back to the parent, which feeds a GPU with them."""
+
+    preprocessing: Preprocessing
+
+    def __call__(self) -> Step:
+        def step(path: str) -> Outcome:
+            try:
+                picture = self.preprocessing.read(path)
+            except PictureError as error:
+                return Outcome(error.status, None, error.width, error.height, str(error))
+            pixels = self.preprocessing.apply(picture.image)
+            return Outcome(Status.OK, pixels, picture.width, picture.height)
+
+        return step
+
+
+@dataclass(frozen=True)
+class ReadAndInfer:
+    """Read, preprocess and infer, one picture at a time on one core: on a CPU the fastest arrangement."""
+
+    model: Path
+    preprocessing: Preprocessing
+
+    def __call__(self) -> Step:
+        model = Model(self.model, "cpu", threads=1)
+        read = Read(self.preprocessing)()
+
+        def step(path: str) -> Outcome:
+            outcome = read(path)
+            if outcome.result is None:
+                return outcome
+            probabilities = model.probabilities(outcome.result[np.newaxis])[0]
+            return Outcome(Status.OK, probabilities, outcome.width, outcome.height)
+
+        return step
+
+
+def work(connection: Connection, factory: StepFactory, position: Any, started: Any, parent: int) -> None:
+    """Answer lists of paths with lists of outcomes until the connection closes or the process `parent` dies.
+
+    `position` and `started` are shared with the parent: the index of the picture in hand (-1 for none) and the
+    monotonic time at which it was taken up. They tell the parent whom to blame when this process dies or hangs.
+    """
+    # The terminal's Ctrl-C goes to the parent, which decides. If the parent dies, by whatever signal, the kernel kills
+    # this process too, even one that hangs in a decoder.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return  # it died before the kernel was told
+    warnings.simplefilter("ignore")
+    try:
+        step = factory()
+        connection.send(None)  # ready
+        while True:
+            paths: Sequence[str] = connection.recv()
+            outcomes = []
+            for index, path in enumerate(paths):
+                started.value = time.monotonic()
+                position.value = index
+                outcomes.append(step(path))
+            position.value = -1
+            connection.send(outcomes)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent has finished

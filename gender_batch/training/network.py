@@ -1,0 +1,173 @@
+"""MobileNetV2 with a new head: uint8 pictures in, logits out; and its checkpoint file."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
+
+from gender_batch.pictures.preprocessing import Preprocessing
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Of RGB in 0..1, as torchvision's classification weights were trained with."""
+
+DOWNLOADED_ATTRIBUTION = "ImageNet backbone: torchvision MobileNet_V2_Weights.IMAGENET1K_V2, BSD-3-Clause"
+
+
+class WeightsError(Exception):
+    """Initial weights or a checkpoint that cannot be used. The message names the file and the remedy."""
+
+
+class Network(nn.Module):
+    """MobileNetV2 (Sandler et al. 2018, width 1.0) on pictures as they come: normalisation is its first step.
+
+    `forward` takes uint8 (N, size, size, 3) RGB and gives float logits (N, classes).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.backbone = mobilenet_v2(num_classes=classes)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        # The permuted view of NHWC pixels is what torch calls channels_last: no copy is made.
+        pixels = pictures.permute(0, 3, 1, 2).to(self.mean.dtype) / 255.0
+        logits: Tensor = self.backbone((pixels - self.mean) / self.std)
+        return logits
+
+    @property
+    def features(self) -> nn.Module:
+        """Everything but the head."""
+        features: nn.Module = self.backbone.features
+        return features
+
+    @property
+    def head(self) -> nn.Module:
+        head: nn.Module = self.backbone.classifier
+        return head
+
+
+def load_initial_weights(network: Network, path: Path | None) -> None:
+    """Fill the features from a MobileNetV2 state dict at `path`, or from torchvision's ImageNet weights.
+
+    The head keeps its random start. Raises WeightsError.
+    """
+    state = _downloaded() if path is None else _state_dict(path)
+    features = {
+        name.removeprefix("backbone."): tensor
+        for name, tensor in state.items()
+        if name.removeprefix("backbone.").startswith("features.")
+    }
+    missing, unexpected = _load(network.backbone, features, path)
+    if unexpected or any(name.startswith("features.") for name in missing):
+        raise WeightsError(
+            f"{path}: not a state dict of torchvision's mobilenet_v2 (width 1.0): "
+            f"{len(missing)} tensors missing, {len(unexpected)} unknown"
+        )
+
+
+def _load(module: nn.Module, state: dict[str, Tensor], path: Path | None) -> tuple[list[str], list[str]]:
+    try:
+        missing, unexpected = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise WeightsError(f"{path}: tensors of other shapes than mobilenet_v2 (width 1.0) has: {error}") from None
+    return missing, unexpected
+
+
+def _downloaded() -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = dict(MobileNet_V2_Weights.IMAGENET1K_V2.get_state_dict(check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"torchvision's ImageNet weights could not be downloaded ({error}). "
+            "Fetch them where there is a network and name the file: --init mobilenet_v2-7ebf99e0.pth"
+        ) from None
+    return state
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - the unpickler and zipfile raise anything on a foreign file
+        raise WeightsError(f"{path}: cannot be read as a state dict ({type(error).__name__}: {error})") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path}: holds no plain state dict; save model.state_dict()")
+    return state
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What training leaves behind: weights, and all that is needed to serve and to judge them.
+
+    `temperature` divides the logits before the softmax (Guo et al. 2017); a picture whose best probability is
+    below `threshold` is answered `uncertain`. `pictures` is "face" for face crops, "photo" for whole photos.
+    """
+
+    network: Network
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    temperature: float
+    threshold: float
+    pictures: str
+    training: dict[str, Any]
+    figures: dict[str, Any]
+    attributions: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        """Write a .safetensors file whose metadata holds the rest, by rename."""
+        description = {
+            "labels": self.labels,
+            "preprocessing": self.preprocessing.to_dict(),
+            "temperature": self.temperature,
+            "threshold": self.threshold,
+            "pictures": self.pictures,
+            "training": self.training,
+            "figures": self.figures,
+            "attributions": self.attributions,
+        }
+        state = {name: tensor.contiguous().cpu() for name, tensor in self.network.state_dict().items()}
+        temporary = path.with_suffix(".tmp")
+        save_file(state, temporary, {"gender_batch": json.dumps(description)})
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read what `save` wrote; nothing is unpickled. Raises WeightsError."""
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{path}: cannot be read as a checkpoint ({error})") from None
+        if "gender_batch" not in metadata:
+            raise WeightsError(f"{path}: not a checkpoint of `gender-batch train`")
+        description = json.loads(metadata["gender_batch"])
+        network = Network(len(description["labels"]))
+        network.load_state_dict(state)
+        network.eval()
+        return cls(
+            network=network,
+            labels=tuple(description["labels"]),
+            preprocessing=Preprocessing.from_dict(description["preprocessing"]),
+            temperature=description["temperature"],
+            threshold=description["threshold"],
+            pictures=description["pictures"],
+            training=description["training"],
+            figures=description["figures"],
+            attributions=tuple(description["attributions"]),
+        )

@@ -1,0 +1,324 @@
+"""`gender-batch classify`: the installed command on real files, every byte it wrote looked at."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+from installed import COMMAND, accuracy, gender_batch, read_csv
+from PIL import Image
+
+COLUMNS = ["path", "status", "label", "confidence", "p_female", "p_male", "faces", "width", "height", "error"]
+
+
+def picture(path: Path | str | bytes, size: tuple[int, int] = (64, 48), **options: object) -> None:
+    gradient = Image.radial_gradient("L").resize(size)
+    with open(path, "wb") as file:
+        Image.merge("RGB", (gradient, gradient.rotate(180), gradient)).save(file, **{"format": "JPEG", **options})
+
+
+def huge_png() -> bytes:
+    """A complete PNG header that promises 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_embedded_model_is_right_on_real_faces(test_faces: Path, tmp_path: Path) -> None:
+    result = gender_batch("classify", test_faces / "test", "--out", tmp_path / "rows.csv")
+    assert result.returncode == 0, result.stderr
+    rows = read_csv(tmp_path / "rows.csv")
+    assert list(rows[0]) == COLUMNS
+    assert [row["path"] for row in rows] == sorted(str(path) for path in (test_faces / "test").rglob("*.jpg"))
+    assert accuracy(rows) >= 0.88
+    for row in rows:
+        probabilities = [float(row["p_female"]), float(row["p_male"])]
+        assert sum(probabilities) == pytest.approx(1, abs=2e-6)
+        assert float(row["confidence"]) == max(probabilities)
+        assert row["label"] in ("female", "male", "uncertain")
+        assert (row["width"], row["height"]) == ("224", "224")
+
+
+def test_formats_hold_the_same_rows(faces: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no picture")
+    paths = [*map(str, faces), str(tmp_path / "text.jpg")]
+    for suffix in ("csv", "json", "jsonl"):
+        assert gender_batch("classify", *paths, "--out", tmp_path / f"rows.{suffix}").returncode == 3
+    from_json = json.loads((tmp_path / "rows.json").read_text())
+    from_lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    from_csv = read_csv(tmp_path / "rows.csv")
+    assert from_json == from_lines
+    assert [{k: "" if v is None else str(v) for k, v in row.items()} for row in from_json] == from_csv
+    assert [row["path"] for row in from_json] == paths
+    assert from_json[-1]["label"] is None
+
+
+def test_standard_output_streams_the_csv_and_nothing_else(faces: list[Path], tmp_path: Path) -> None:
+    gender_batch("classify", *faces[:5], "--out", tmp_path / "rows.csv")
+    streamed = gender_batch("classify", *faces[:5], "--out", "-")
+    assert streamed.returncode == 0
+    assert streamed.stdout == (tmp_path / "rows.csv").read_bytes()
+    assert b"pictures: 5" in streamed.stderr
+
+
+def test_summary_counts_every_status_and_label_and_names_the_device(faces: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    result = gender_batch("classify", *faces, tmp_path / "empty.jpg", "--out", tmp_path / "rows.csv")
+    text = result.stderr.decode()
+    assert "pictures: 61" in text
+    assert "ok 60" in text
+    assert "empty 1" in text
+    assert "pictures/s" in text
+    assert "device: cpu (" in text or "device: cuda (" in text
+    labels = [row["label"] for row in read_csv(tmp_path / "rows.csv")]
+    assert f"female {labels.count('female')}" in text
+    assert f"male {labels.count('male')}" in text
+
+
+def test_bad_files_get_their_rows_and_all_others_are_scored(faces: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "profiles"
+    folder.mkdir()
+    for number, path in enumerate(faces[:3]):
+        shutil.copy(path, folder / f"good{number}.jpg")
+    whole = faces[3].read_bytes()
+    (folder / "corrupt.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").touch()
+    (folder / "huge.png").write_bytes(huge_png())
+    (folder / "text.jpg").write_text("dear diary")
+    (folder / "gone.jpg").symlink_to(folder / "nowhere")
+    picture(folder / "unreadable.jpg")
+    (folder / "unreadable.jpg").chmod(0)
+    result = gender_batch("classify", folder, "--out", tmp_path / "rows.csv")
+    assert result.returncode == 3, result.stderr
+    rows = {Path(row["path"]).name: row for row in read_csv(tmp_path / "rows.csv")}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "corrupt.jpg": "corrupt",
+        "empty.jpg": "empty",
+        "gone.jpg": "unreadable",
+        "good0.jpg": "ok",
+        "good1.jpg": "ok",
+        "good2.jpg": "ok",
+        "huge.png": "too_large",
+        "text.jpg": "unsupported",
+        "unreadable.jpg": "unreadable",
+    }
+    for row in rows.values():
+        assert bool(row["error"]) == (row["status"] != "ok")
+        assert bool(row["label"]) == bool(row["p_female"]) == (row["status"] == "ok")
+    assert "pixels" in rows["huge.png"]["error"]
+    assert gender_batch("classify", folder, "--out", tmp_path / "rows.csv", "--max-error-rate", "0.7").returncode == 0
+
+
+NAMES = [b"new\nline.jpg", b"comma,.jpg", b'quote".jpg', b"=1+1.jpg", b"not-utf8-\xff\xfe.jpg", b"cr\r.jpg", b" .jpg",
+         "größe-人.jpg".encode(), b"\\backslash.jpg", b"-dash.jpg", b"x" * 251 + b".jpg"]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl"])
+def test_any_file_name_is_read_back_exactly(tmp_path: Path, suffix: str) -> None:
+    folder = os.fsencode(tmp_path / "names")
+    os.mkdir(folder)
+    for name in NAMES:
+        picture(os.path.join(folder, name))
+    out = tmp_path / f"rows.{suffix}"
+    assert gender_batch("classify", folder, "--out", out).returncode == 0
+    if suffix == "csv":
+        paths = [row["path"] for row in read_csv(out)]
+    elif suffix == "json":
+        paths = [row["path"] for row in json.loads(out.read_bytes())]
+    else:
+        paths = [json.loads(line)["path"] for line in out.read_bytes().splitlines()]
+    assert [os.fsencode(path) for path in paths] == [os.path.join(folder, name) for name in sorted(NAMES)]
+
+
+def test_a_list_on_standard_input(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path)
+    for name in NAMES:
+        picture(os.path.join(folder, name))
+    paths = [os.path.join(folder, name) for name in NAMES] + [os.path.join(folder, b"gone.jpg")]
+    result = gender_batch("classify", "-", "-0", "--out", "-", stdin=b"\0".join(paths) + b"\0")
+    assert result.returncode == 3
+    text = io.StringIO(result.stdout.decode(errors="surrogateescape"), newline="")
+    rows = list(csv.DictReader(text))
+    assert [os.fsencode(row["path"]) for row in rows] == paths
+    assert rows[-1]["status"] == "unreadable"
+    without_newline = [path for path in paths[:-1] if b"\n" not in path]
+    result = gender_batch("classify", "-", "--out", "-", stdin=b"\n".join(without_newline))
+    assert result.returncode == 0
+    assert len(list(csv.DictReader(io.StringIO(result.stdout.decode(errors="surrogateescape"), newline="")))) == len(
+        without_newline
+    )
+
+
+def test_pictures_of_different_size_answer_together_as_alone(faces: list[Path], tmp_path: Path) -> None:
+    with Image.open(faces[0]) as image:
+        image.resize((900, 700)).save(tmp_path / "large.jpg")
+        image.resize((40, 90)).save(tmp_path / "small.png")
+    paths = [faces[0], tmp_path / "large.jpg", tmp_path / "small.png"]
+    gender_batch("classify", *paths, "--out", tmp_path / "together.csv", "--workers", "1")
+    alone = []
+    for path in paths:
+        gender_batch("classify", path, "--out", tmp_path / "alone.csv")
+        alone += read_csv(tmp_path / "alone.csv")
+    assert read_csv(tmp_path / "together.csv") == alone
+
+
+def test_all_eight_orientations_agree(faces: list[Path], tmp_path: Path) -> None:
+    undo = {1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+            4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90,
+            7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270}  # fmt: skip
+    folder = tmp_path / "orientations"
+    folder.mkdir()
+    for orientation, transposition in undo.items():
+        with Image.open(faces[0]) as image:
+            stored = image.crop((0, 0, 224, 200))
+            if transposition is not None:
+                stored = stored.transpose(transposition)
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            stored.save(folder / f"{orientation}.png", exif=exif)
+            stored.save(folder / f"{orientation}.jpg", exif=exif, quality=95, subsampling=0)
+    gender_batch("classify", folder, "--out", tmp_path / "rows.csv")
+    rows = read_csv(tmp_path / "rows.csv")
+    assert len(rows) == 16
+    assert {(row["width"], row["height"]) for row in rows} == {("224", "200")}
+    lossless = {row["p_female"] for row in rows if row["path"].endswith("png")}
+    assert len(lossless) == 1
+    for row in rows:  # a JPEG of the turned pixels is another JPEG: equal but for its own rounding
+        assert float(row["p_female"]) == pytest.approx(float(lossless.copy().pop()), abs=0.03)
+
+
+def test_the_output_is_no_picture_of_its_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    picture(tmp_path / "a.jpg")
+    picture(tmp_path / "inner" / "b.jpg")
+    (tmp_path / "inner" / "rows.csv").write_text("another, which counts")
+    for _night in range(2):
+        result = gender_batch("classify", ".", "--out", "rows.csv", cwd=tmp_path)
+        assert result.returncode == 3
+        rows = read_csv(tmp_path / "rows.csv")
+        assert [row["path"] for row in rows] == ["./a.jpg", "./inner/b.jpg", "./inner/rows.csv"]
+
+
+def test_folders_links_and_special_files(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "inner").mkdir(parents=True)
+    picture(tree / "a.jpg")
+    picture(tree / "inner" / "b.jpg")
+    (tree / "inner" / "loop").symlink_to(tree)
+    (tree / "link.jpg").symlink_to(tree / "a.jpg")
+    os.mkfifo(tree / "fifo")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tree / "socket"))
+
+    def names(*options: str) -> list[str]:
+        result = gender_batch("classify", tree, "--out", tmp_path / "rows.csv", *options)
+        assert result.returncode == 0, result.stderr
+        assert b"2 FIFOs, sockets or devices" in result.stderr
+        return [os.path.relpath(row["path"], tree) for row in read_csv(tmp_path / "rows.csv")]
+
+    assert names() == ["a.jpg", "link.jpg", "inner/b.jpg"]
+    assert names("--no-recursive") == ["a.jpg", "link.jpg"]
+    assert names("--follow-links") == ["a.jpg", "link.jpg", "inner/b.jpg"]
+
+
+def test_wrong_use_is_exit_2(faces: list[Path], tmp_path: Path) -> None:
+    for arguments, hint in (
+        ((faces[0], "--out", tmp_path / "rows.xlsx"), b".csv, .json, .jsonl"),
+        ((faces[0], "--out", tmp_path / "no" / "such" / "rows.csv"), b"does not exist"),
+        ((tmp_path / "nowhere", "--out", tmp_path / "rows.csv"), b"does not exist"),
+        ((faces[0],), b"--out"),
+    ):
+        result = gender_batch("classify", *arguments)
+        assert result.returncode == 2
+        assert hint in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_picture_is_exit_4_and_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "rows.csv").write_text("yesterday")
+    assert gender_batch("classify", tmp_path / "empty", "--out", tmp_path / "rows.csv").returncode == 4
+    assert (tmp_path / "rows.csv").read_text() == "yesterday"
+
+
+def test_a_model_that_is_none_is_exit_1_and_leaves_the_old_file(faces: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("yesterday")
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    arguments = ("classify", faces[0], "--out", tmp_path / "rows.csv", "--model", tmp_path / "model.onnx")
+    result = gender_batch(*arguments)
+    assert result.returncode == 1
+    assert b"model.onnx" in result.stderr
+    assert b"gender-batch export" in result.stderr
+    assert (tmp_path / "rows.csv").read_text() == "yesterday"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "rows.csv"]
+
+
+def test_a_held_lock_is_exit_5_and_names_its_holder(faces: list[Path], tmp_path: Path) -> None:
+    with (tmp_path / ".rows.csv.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("pid 12345, since yesterday")
+        lock.flush()
+        result = gender_batch("classify", faces[0], "--out", tmp_path / "rows.csv")
+    assert result.returncode == 5
+    assert b"pid 12345, since yesterday" in result.stderr
+    assert not (tmp_path / "rows.csv").exists()
+    assert gender_batch("classify", faces[0], "--out", tmp_path / "rows.csv").returncode == 0
+
+
+def test_a_gpu_that_is_required_and_missing_is_exit_6(faces: list[Path], tmp_path: Path) -> None:
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a GPU")
+    result = gender_batch("classify", faces[0], "--out", tmp_path / "rows.csv", "--device", "cuda")
+    assert result.returncode == 6
+    assert b"NVIDIA driver" in result.stderr
+    assert not (tmp_path / "rows.csv").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_and_leaves_the_old_file(
+    faces: list[Path], tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "rows.csv").write_text("yesterday")
+    with subprocess.Popen(
+        [COMMAND, "classify", "-", "--out", tmp_path / "rows.csv"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(b"".join(os.fsencode(path) + b"\n" for path in faces))
+        process.stdin.flush()  # and the list stays open: the run cannot end by itself
+        assert b"device" in process.stderr.readline()
+        time.sleep(1)
+        process.send_signal(number)
+        assert process.wait(timeout=10) == 128 + number
+        assert number.name.encode() in process.stderr.read()
+    assert (tmp_path / "rows.csv").read_text() == "yesterday"
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_a_full_volume_leaves_the_old_file(faces: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("yesterday")
+    limited = ["sh", "-c", 'ulimit -f 1; trap "" XFSZ; exec "$@"', "sh", COMMAND]
+    result = subprocess.run(
+        [*limited, "classify", *faces, "--out", tmp_path / "rows.csv"], capture_output=True, check=False
+    )
+    assert result.returncode == 1, result.stderr
+    assert str(tmp_path).encode() in result.stderr
+    assert (tmp_path / "rows.csv").read_text() == "yesterday"
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]

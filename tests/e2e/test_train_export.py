@@ -1,0 +1,271 @@
+"""train -> export -> evaluate -> classify, as a user does it, on a few real photos."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from installed import COMMAND, gender_batch, read_csv
+from PIL import Image
+
+pytest.importorskip("torch")
+
+from safetensors.torch import load_file, save_file
+
+SMALL = ("--image-size", "48", "--batch-size", "16", "--device", "cpu")
+SHORT = (*SMALL, "--adapt-epochs", "1", "--fine-epochs", "2")
+
+
+@pytest.fixture(scope="module")
+def run(labelled: Path, initial_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, split by person."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    result = gender_batch(
+        "train", labelled, "--out", folder, "--init", initial_weights, "--group-by", r"/([fm]\d+)_",
+        "--attribution", "somebody, CC BY", *SHORT,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr.decode()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> Path:
+    result = gender_batch("export", run)
+    assert result.returncode == 0, result.stderr.decode()
+    assert b"labels changed 0" in result.stdout
+    return run / "model.onnx"
+
+
+def test_a_run_holds_its_report(run: Path) -> None:
+    assert {path.name for path in run.iterdir()} >= {
+        "checkpoint.safetensors", "config.json", "metrics.json", "history.csv", "heldout.csv",
+        "curves.png", "confusion.png", "gallery.png", "train.log",
+    }  # fmt: skip
+    assert not (run / "state.pt").exists()
+    with (run / "history.csv").open(newline="") as file:
+        history = list(csv.DictReader(file))
+    assert [(row["phase"], row["epoch"]) for row in history] == [
+        ("adaptation", "1"),
+        ("fine-tuning", "1"),
+        ("fine-tuning", "2"),
+    ]
+    metrics = json.loads((run / "metrics.json").read_text())
+    for split in ("val", "test"):
+        held = [row for row in read_csv(run / "heldout.csv") if row["split"] == split]
+        right = sum((float(row["p_female"]) > float(row["p_male"])) == (row["label"] == "female") for row in held)
+        assert metrics[split]["accuracy"]["count"] == right
+        assert metrics[split]["pictures"] == len(held)
+    for name in ("curves", "confusion", "gallery"):
+        with Image.open(run / f"{name}.png") as image:
+            assert min(image.size) > 200
+    log = (run / "train.log").read_text()
+    assert "fine-tuning epoch 2" in log
+
+
+def test_nobody_is_in_two_splits(run: Path, labelled: Path) -> None:
+    held = {split: set[str]() for split in ("val", "test")}
+    names = set()
+    for row in read_csv(run / "heldout.csv"):
+        held[row["split"]].add(row["group"])
+        names.add(row["path"])
+    assert not held["val"] & held["test"]
+    both = held["val"] | held["test"]
+    rest = {str(path.relative_to(labelled)) for path in labelled.rglob("*.jpg")} - names
+    assert rest
+    assert not {name.split("/")[1].split("_")[0] for name in rest} & both
+
+
+def test_adaptation_leaves_the_features_alone(labelled: Path, initial_weights: Path, tmp_path: Path) -> None:
+    arguments = ("train", labelled, "--out", tmp_path / "run", "--init", initial_weights, *SMALL)
+    result = gender_batch(*arguments, "--adapt-epochs", "2", "--fine-epochs", "0")
+    assert result.returncode == 0, result.stderr
+    import torch
+
+    before = torch.load(initial_weights, weights_only=True)
+    after = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    features = [name for name in before if name.startswith("features.")]
+    assert len(features) > 200
+    for name in features:  # batch-norm statistics among them
+        assert torch.equal(before[name], after[f"backbone.{name}"]), name
+
+
+def test_resumed_equals_uninterrupted(labelled: Path, initial_weights: Path, tmp_path: Path) -> None:
+    arguments = ("train", labelled, "--init", initial_weights, *SHORT, "--out")
+    whole = gender_batch(*arguments, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    with subprocess.Popen([COMMAND, *arguments, tmp_path / "cut"], stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if b"fine-tuning epoch 1" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        told = process.stderr.read()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert b"--resume" in told
+    again = gender_batch(*arguments, tmp_path / "cut")
+    assert again.returncode == 2
+    assert b"--resume" in again.stderr
+    resumed = gender_batch(*arguments, tmp_path / "cut", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stderr.count(b"fine-tuning epoch") == 1
+    expected = load_file(tmp_path / "whole" / "checkpoint.safetensors")
+    actual = load_file(tmp_path / "cut" / "checkpoint.safetensors")
+    for name, tensor in expected.items():
+        assert actual[name].float().numpy() == pytest.approx(tensor.float().numpy(), abs=1e-4), name
+    other = gender_batch(*arguments, tmp_path / "cut", "--resume", "--seed", "1")
+    assert other.returncode == 2
+
+
+def test_the_model_file_says_all_and_answers_as_the_run_did(run: Path, model: Path, labelled: Path) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (taken,) = session.get_inputs()
+    (given,) = session.get_outputs()
+    assert (taken.type, taken.shape[1:]) == ("tensor(uint8)", [48, 48, 3])
+    assert isinstance(taken.shape[0], str)
+    assert given.shape[1] == 2
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map["gender_batch"])
+    assert metadata["labels"] == ["female", "male"]
+    assert metadata["attributions"] == ["somebody, CC BY"]
+    assert metadata["figures"] == json.loads((run / "metrics.json").read_text())
+    assert str(labelled).encode() not in model.read_bytes()  # no path of the machine it was made on
+
+    held = read_csv(run / "heldout.csv")
+    paths = b"\n".join(os.fsencode(labelled / row["path"]) for row in held)
+    gender_batch("classify", "-", "--model", model, "--out", run / "served.csv", stdin=paths)
+    for expected, actual in zip(held, read_csv(run / "served.csv"), strict=True):
+        assert float(actual["p_female"]) == pytest.approx(float(expected["p_female"]), abs=1e-4)
+
+
+def test_the_card_carries_figures_attributions_and_limits(model: Path) -> None:
+    card = model.with_suffix(".md").read_text()
+    for text in ("somebody, CC BY", "apparent", "Intended use", "accuracy", "SHA-256", "uncertain"):
+        assert text in card
+
+
+def test_evaluate_goes_the_way_of_classify(model: Path, labelled: Path, tmp_path: Path) -> None:
+    with (tmp_path / "groups.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "parity"])
+        for path in sorted(labelled.rglob("*.jpg")):
+            writer.writerow([path.relative_to(labelled), ("even", "odd")[int(path.stem[-1])]])
+    result = gender_batch(
+        "evaluate", labelled, "--model", model, "--out", tmp_path / "report", "--groups", tmp_path / "groups.csv"
+    )
+    assert result.returncode == 0, result.stderr
+    gender_batch("classify", labelled, "--model", model, "--out", tmp_path / "rows.csv")
+    rows = read_csv(tmp_path / "rows.csv")
+    right = sum((float(row["p_female"]) >= float(row["p_male"])) == ("female" in row["path"]) for row in rows)
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert metrics["accuracy"]["count"] == right
+    assert metrics["accuracy"]["total"] == len(rows) == 120
+    groups = metrics["groups"]["parity"]
+    assert {name: group["total"] for name, group in groups.items()} == {"even": 60, "odd": 60}
+    assert sum(group["count"] for group in groups.values()) == right
+    assert {"confusion.png", "reliability.png", "gallery.png"} <= {p.name for p in (tmp_path / "report").iterdir()}
+
+
+def test_an_export_that_fails_its_gate_leaves_no_file(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "damaged"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("model.*", "served.csv"))
+    from safetensors import safe_open
+
+    with safe_open(copy / "checkpoint.safetensors", "pt") as file:
+        metadata = file.metadata()
+    state = load_file(copy / "checkpoint.safetensors")
+    state["backbone.classifier.1.bias"][0] = float("nan")
+    save_file(state, copy / "checkpoint.safetensors", metadata)
+    before = {path.name for path in copy.iterdir()}
+    result = gender_batch("export", copy)
+    assert result.returncode == 1
+    assert b"not written" in result.stderr
+    assert {path.name for path in copy.iterdir()} == before
+
+
+def test_the_gate_notices_another_checkpoint(run: Path, model: Path, faces: list[Path]) -> None:
+    from gender_batch_export.parity import compare
+
+    from gender_batch.training.network import Checkpoint
+
+    checkpoint = Checkpoint.load(run / "checkpoint.safetensors")
+    pictures = [str(path) for path in faces[:9]]
+    assert compare(checkpoint, model, pictures).passed
+    checkpoint.network.head[1].weight.data *= 1.05
+    assert not compare(checkpoint, model, pictures).passed
+
+
+def test_export_without_a_run_takes_the_newest(run: Path, tmp_path: Path) -> None:
+    result = gender_batch("export", cwd=tmp_path)
+    assert result.returncode == 1
+    assert b"train" in result.stderr
+    shutil.copytree(run, tmp_path / "runs" / "older")
+    shutil.copytree(run, tmp_path / "runs" / "newer")
+    os.utime(tmp_path / "runs" / "older" / "checkpoint.safetensors", (1, 1))
+    result = gender_batch("export", "--out", "mine.onnx", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "mine.onnx").is_file()
+    assert (tmp_path / "mine.md").is_file()
+
+
+def test_three_classes_get_three_columns(
+    labelled: Path, initial_weights: Path, faces: list[Path], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(labelled, data)
+    (data / "grey").mkdir()
+    for number in range(40):
+        Image.linear_gradient("L").rotate(9 * number).save(data / "grey" / f"{number}.png")
+    arguments = ("train", data, "--out", tmp_path / "run", "--init", initial_weights, *SHORT)
+    assert gender_batch(*arguments).returncode == 0
+    assert gender_batch("export", tmp_path / "run").returncode == 0
+    gender_batch("classify", faces[0], "--model", tmp_path / "run" / "model.onnx", "--out", tmp_path / "rows.csv")
+    (row,) = read_csv(tmp_path / "rows.csv")
+    assert sum(float(row[f"p_{label}"]) for label in ("female", "grey", "male")) == pytest.approx(1, abs=3e-6)
+
+
+def test_wrong_data_is_told_before_the_first_epoch(initial_weights: Path, labelled: Path, tmp_path: Path) -> None:
+    (tmp_path / "one" / "female").mkdir(parents=True)
+    (tmp_path / "few" / "a").mkdir(parents=True)
+    (tmp_path / "few" / "b").mkdir()
+    shutil.copytree(labelled, tmp_path / "broken")
+    for number in range(40):
+        (tmp_path / "broken" / "male" / f"bad{number}.jpg").write_text("no picture")
+    for folder, told in (("one", b"two or more"), ("few", b"at least"), ("broken", b"cannot be read")):
+        out = tmp_path / f"run-{folder}"
+        result = gender_batch("train", tmp_path / folder, "--out", out, "--init", initial_weights, *SHORT)
+        assert result.returncode == 1, folder
+        assert told in result.stderr
+        assert os.fsencode(tmp_path / folder) in result.stderr
+    (tmp_path / "wrong.pth").write_bytes(b"no weights")
+    result = gender_batch("train", labelled, "--out", tmp_path / "run", "--init", tmp_path / "wrong.pth", *SHORT)
+    assert result.returncode == 1
+    assert b"wrong.pth" in result.stderr
+
+
+def test_a_few_unreadable_pictures_are_left_out_and_listed(
+    initial_weights: Path, labelled: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(labelled, tmp_path / "data")
+    (tmp_path / "data" / "male" / "bad.jpg").write_text("no picture")
+    arguments = ("train", tmp_path / "data", "--out", tmp_path / "run", "--init", initial_weights, *SMALL)
+    result = gender_batch(*arguments, "--adapt-epochs", "1", "--fine-epochs", "0")
+    assert result.returncode == 0
+    assert b"left out: male/bad.jpg: unsupported" in result.stderr
+
+
+def test_a_failed_download_says_how_to_use_init(labelled: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9",
+                   "TORCH_HOME": str(tmp_path / "cache")}  # fmt: skip
+    result = subprocess.run(
+        [COMMAND, "train", labelled, "--out", tmp_path / "run", *SHORT],
+        env=environment, capture_output=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert b"--init" in result.stderr

@@ -1,0 +1,80 @@
+"""Steps for the worker pool that do what the name of a picture says. Importable, since workers import them."""
+
+import os
+import resource
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from gender_batch.prediction import Status
+from gender_batch.scoring.worker import Outcome, Step
+
+
+def obey(path: str) -> Outcome:
+    """Do what the path's last word says; an ordinary path is answered with itself and the worker's process id."""
+    match path.rsplit(" ", 1)[-1]:
+        case "abort":
+            os.abort()
+        case "exit":
+            os._exit(7)
+        case "leave":
+            os._exit(0)
+        case "segv":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "raise":
+            raise RuntimeError("a step that breaks its contract")
+        case "eof":
+            raise EOFError("a step that looks like a closed connection")
+        case "hang":
+            while True:
+                time.sleep(60)
+        case "spin":
+            while True:
+                pass
+        case "slow":
+            time.sleep(0.3)
+        case "corrupt":
+            return Outcome(Status.CORRUPT, error=path)
+    return Outcome(Status.OK, width=os.getpid(), error=path)
+
+
+@dataclass(frozen=True)
+class Obey:
+    """Makes `obey`, in a worker that leaves no core file behind."""
+
+    def __call__(self) -> Step:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        return obey
+
+
+@dataclass(frozen=True)
+class Dying:
+    """No worker ever starts."""
+
+    def __call__(self) -> Step:
+        os._exit(3)
+
+
+@dataclass(frozen=True)
+class DyingOnce:
+    """The first worker that starts dies, and all others do not."""
+
+    marker: Path
+
+    def __call__(self) -> Step:
+        try:
+            self.marker.touch(exist_ok=False)
+        except FileExistsError:
+            return Obey()()
+        os._exit(3)
+
+
+@dataclass(frozen=True)
+class Unanswerable:
+    """Its outcomes cannot be sent to the parent: the worker dies, and it is no picture's fault."""
+
+    def __call__(self) -> Step:
+        return lambda path: Outcome(Status.OK, result=lambda: path)  # type: ignore[arg-type]

@@ -1,0 +1,109 @@
+"""model/metadata.py: what a model file says of itself, and what is refused."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gender_batch.model.metadata import FORMAT_VERSION, Metadata, ModelError
+from gender_batch.pictures.preprocessing import Preprocessing
+
+METADATA = Metadata(
+    labels=("female", "male"),
+    preprocessing=Preprocessing(size=160, resize=171),
+    pictures="photo",
+    threshold=0.6,
+    training={"data": "sha256:00", "epochs": 4, "note": "é 日本"},
+    figures={"accuracy": {"value": 0.8934, "low": 0.88, "high": 0.9}},
+    attributions=("FairFace, CC BY 4.0",),
+    program="gender-batch 0.1.0",
+)
+
+SOURCE = "/models/mine.onnx"
+
+
+def changed(**values: Any) -> str:
+    """The JSON text of METADATA with other values; `...` leaves a key out."""
+    content = {**json.loads(METADATA.to_json()), **values}
+    return json.dumps({name: value for name, value in content.items() if value is not ...})
+
+
+def refusal(text: str | None) -> str:
+    with pytest.raises(ModelError) as caught:
+        Metadata.from_json(text, SOURCE)
+    message = str(caught.value)
+    assert message.startswith(f"{SOURCE}: ")
+    assert "gender-batch export" in message or "export the model again" in message, "no remedy"
+    return message
+
+
+def test_round_trip() -> None:
+    assert Metadata.from_json(METADATA.to_json(), SOURCE) == METADATA
+    photo = replace(METADATA, pictures="face", labels=("a", "b", "c"), attributions=(), training={}, figures={})
+    assert Metadata.from_json(photo.to_json(), SOURCE) == photo
+
+
+def test_everything_is_in_the_json() -> None:
+    content = json.loads(METADATA.to_json())
+    assert content["format_version"] == FORMAT_VERSION
+    assert content["labels"] == ["female", "male"]
+    assert content["preprocessing"] == {
+        "size": 160,
+        "resize": 171,
+        "interpolation": "bilinear",
+        "decoding": "scaled",
+    }
+    assert content["threshold"] == 0.6
+
+
+def test_a_file_without_metadata_is_refused() -> None:
+    assert "without gender-batch's metadata" in refusal(None)
+
+
+@pytest.mark.parametrize("version", [0, FORMAT_VERSION + 1, "2", None])
+def test_another_format_version_is_refused_whatever_else_it_says(version: object) -> None:
+    message = refusal(changed(format_version=version, preprocessing={"of": "the future"}, labels=...))
+    assert str(version) in message
+    assert str(FORMAT_VERSION) in message
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "told"),
+    [
+        ({**METADATA.preprocessing.to_dict(), "interpolation": "bicubic"}, "bicubic"),
+        ({**METADATA.preprocessing.to_dict(), "decoding": "whole"}, "whole"),
+        ({**METADATA.preprocessing.to_dict(), "mean": 0.5}, "mean"),
+        ({**METADATA.preprocessing.to_dict(), "size": 999}, "999"),
+        ({}, "size"),
+    ],
+)
+def test_unknown_preprocessing_is_refused_and_named(preprocessing: dict[str, object], told: str) -> None:
+    assert told in refusal(changed(preprocessing=preprocessing))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "not json",
+        "null",
+        "[]",
+        "1",
+        '"text"',
+        "{}",
+        METADATA.to_json()[:-20],
+        changed(labels=...),
+        changed(threshold=...),
+        changed(preprocessing=...),
+        changed(format_version=...),
+        changed(preprocessing=None),
+        changed(preprocessing=[]),
+        changed(labels=None),
+        changed(attributions=1),
+        changed(of_the_future=True),
+    ],
+)
+def test_damaged_metadata_is_refused(text: str) -> None:
+    refusal(text)

@@ -1,0 +1,320 @@
+"""scoring/pool.py: a picture that kills or hangs its worker costs only its own row."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from steps import Dying, DyingOnce, Obey, Unanswerable
+
+from gender_batch.prediction import Status
+from gender_batch.scoring.pool import CHUNK, LOOK_AHEAD, PoolError, WorkerPool
+from gender_batch.scoring.worker import Outcome, StepFactory
+
+LONG = 60.0
+"""A time limit that no picture here reaches on any machine."""
+
+
+def parents() -> dict[int, int]:
+    """The parent of every process that is alive."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+            except OSError:
+                continue
+            if state != "Z":
+                found[int(entry.name)] = int(parent)
+    return found
+
+
+def workers() -> list[int]:
+    """Grandchildren of this process: children of the fork server."""
+    alive = parents()
+    return [pid for pid, parent in alive.items() if alive.get(parent) == os.getpid()]
+
+
+@pytest.fixture(autouse=True)
+def no_worker_is_left() -> Iterator[None]:
+    assert workers() == []
+    yield
+    assert workers() == []
+
+
+def scored(
+    paths: Iterable[str], count: int = 2, timeout: float = LONG, factory: StepFactory | None = None
+) -> list[tuple[str, Outcome]]:
+    with WorkerPool(factory or Obey(), count, timeout) as pool:
+        return list(pool.outcomes(paths))
+
+
+def statuses(outcomes: Iterable[tuple[str, Outcome]]) -> dict[str, Status]:
+    return {path: outcome.status for path, outcome in outcomes}
+
+
+def check(paths: list[str], outcomes: list[tuple[str, Outcome]], expected: dict[str, Status]) -> None:
+    """Every path has its own outcome in its own place: what `expected` says, and OK for the others."""
+    assert [path for path, _ in outcomes] == paths
+    for path, outcome in outcomes:
+        assert outcome.status is expected.get(path, Status.OK), path
+        if outcome.status is Status.OK:
+            assert outcome.error == path
+
+
+# Order
+
+
+@pytest.mark.parametrize(
+    ("length", "count"), [(0, 2), (1, 2), (CHUNK - 1, 1), (CHUNK, 2), (CHUNK + 1, 1), (200, 1), (200, 3)]
+)
+def test_order_is_kept(length: int, count: int) -> None:
+    paths = [f"picture {number}" for number in range(length)]
+    check(paths, scored(paths, count), {})
+
+
+def test_order_is_kept_when_some_take_longer() -> None:
+    paths = [f"{number} slow" if number in (0, 9, 30) else f"picture {number}" for number in range(60)]
+    check(paths, scored(paths), {})
+
+
+def test_all_workers_take_part() -> None:
+    outcomes = scored([f"{number} slow" for number in range(4 * CHUNK)], count=4)
+    assert len({outcome.width for _, outcome in outcomes}) == 4
+
+
+def test_names_of_any_bytes_and_the_same_name_twice() -> None:
+    paths = [os.fsdecode(b"caf\xe9"), "new\nline", "", "same", "same"]
+    check(paths, scored(paths), {})
+
+
+def test_failures_that_the_step_reports_are_passed_on() -> None:
+    paths = ["a", "b corrupt", "c"]
+    with WorkerPool(Obey(), 1, LONG) as pool:
+        assert statuses(pool.outcomes(paths)) == {"a": Status.OK, "b corrupt": Status.CORRUPT, "c": Status.OK}
+
+
+def test_a_pool_serves_one_list_after_the_other() -> None:
+    with WorkerPool(Obey(), 2, LONG) as pool:
+        for letter in "abc":
+            paths = [f"{letter}{number}" for number in range(20)]
+            check(paths, list(pool.outcomes(paths)), {})
+
+
+def test_what_was_left_of_one_list_does_not_get_into_the_next() -> None:
+    with WorkerPool(Obey(), 2, LONG) as pool:
+        next(pool.outcomes(f"first {number}" for number in itertools.count()))
+        paths = [f"second {number}" for number in range(50)]
+        check(paths, list(pool.outcomes(paths)), {})
+
+
+# Crashes
+
+
+@pytest.mark.parametrize(
+    ("deed", "cause"),
+    [
+        ("abort", "SIGABRT"),
+        ("segv", "SIGSEGV"),
+        ("kill", "SIGKILL"),
+        ("exit", "exit code 7"),
+        ("leave", "exit code 0"),
+        ("raise", "exit code 1"),
+        ("eof", "exit code 0"),
+    ],
+)
+def test_a_crash_costs_its_own_row(deed: str, cause: str) -> None:
+    bad = f"11 {deed}"
+    paths = [bad if number == 11 else f"picture {number}" for number in range(40)]
+    outcomes = scored(paths)
+    check(paths, outcomes, {bad: Status.CRASHED})
+    error = dict(outcomes)[bad].error
+    assert error is not None
+    assert cause in error
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_several_bad_ones_in_one_chunk(count: int) -> None:
+    deeds = {0: "abort", 1: "hang", 4: "exit", 7: "segv", 8: "hang", 9: "kill"}
+    paths = [f"{number} {deeds[number]}" if number in deeds else f"picture {number}" for number in range(20)]
+    expected = {
+        f"{number} {deed}": Status.TIMEOUT if deed == "hang" else Status.CRASHED for number, deed in deeds.items()
+    }
+    check(paths, scored(paths, count, timeout=1.0), expected)
+
+
+def test_nothing_but_bad_ones() -> None:
+    paths = [f"{number} exit" for number in range(12)]
+    check(paths, scored(paths), dict.fromkeys(paths, Status.CRASHED))
+
+
+# Time limit
+
+
+@pytest.mark.parametrize("deed", ["hang", "spin"])
+def test_a_picture_that_never_ends_costs_its_own_row(deed: str) -> None:
+    bad = f"5 {deed}"
+    paths = [bad if number == 5 else f"picture {number}" for number in range(40)]
+    outcomes = scored(paths, timeout=1.0)
+    check(paths, outcomes, {bad: Status.TIMEOUT})
+    assert dict(outcomes)[bad].error == "not done after 1 s"
+
+
+def test_the_limit_is_one_picture_s_not_one_chunk_s() -> None:
+    paths = [f"{number} slow" for number in range(CHUNK)]  # 2.4 s together, 0.3 s each
+    check(paths, scored(paths, count=1, timeout=1.5), {})
+
+
+def test_a_consumer_that_takes_its_time_makes_no_picture_late() -> None:
+    paths = [f"picture {number}" for number in range(3 * CHUNK)]
+    outcomes = []
+    with WorkerPool(Obey(), 1, 1.0) as pool:
+        for outcome in pool.outcomes(paths):
+            if not outcomes:
+                time.sleep(2)
+            outcomes.append(outcome)
+    check(paths, outcomes, {})
+
+
+# Workers that die for no picture's fault
+
+
+def test_workers_that_never_start_end_the_run() -> None:
+    with pytest.raises(PoolError, match="exit code 3"):
+        scored(["a", "b", "c"], factory=Dying())
+
+
+def test_outcomes_that_cannot_be_sent_end_the_run() -> None:
+    with pytest.raises(PoolError):
+        scored(["a", "b", "c"], factory=Unanswerable())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_worker_that_dies_at_its_start_costs_nothing(count: int, tmp_path: Path) -> None:
+    paths = [f"picture {number}" for number in range(40)]
+    check(paths, scored(paths, count, factory=DyingOnce(tmp_path / "marker")), {})
+    assert (tmp_path / "marker").exists()
+
+
+def test_a_worker_killed_without_a_picture_in_hand_costs_nothing() -> None:
+    with WorkerPool(Obey(), 1, LONG) as pool:
+        (_, outcome), *_ = list(pool.outcomes(["a"]))
+        assert outcome.width is not None
+        os.kill(outcome.width, signal.SIGKILL)
+        paths = [f"picture {number}" for number in range(40)]
+        check(paths, list(pool.outcomes(paths)), {})
+
+
+# Bounded look-ahead
+
+
+class Drawn:
+    """An endless tree of pictures that counts how many were asked for."""
+
+    def __init__(self, *first: str) -> None:
+        self.count = 0
+        self._paths = itertools.chain(first, (f"picture {number}" for number in itertools.count()))
+
+    def __iter__(self) -> Iterator[str]:
+        for path in self._paths:
+            self.count += 1
+            yield path
+
+
+def test_paths_are_drawn_only_a_bounded_number_ahead() -> None:
+    source = Drawn()
+    with WorkerPool(Obey(), 2, LONG) as pool:
+        assert source.count == 0
+        for taken, _ in enumerate(pool.outcomes(source), start=1):
+            assert taken <= source.count <= taken + (LOOK_AHEAD * 2 + 1) * CHUNK
+            if taken == 2000:
+                break
+
+
+def test_the_bound_holds_also_while_the_first_picture_hangs() -> None:
+    source = Drawn("0 hang")
+    with WorkerPool(Obey(), 2, 1.5) as pool:
+        path, outcome = next(pool.outcomes(source))
+        assert (path, outcome.status) == ("0 hang", Status.TIMEOUT)
+        assert source.count <= LOOK_AHEAD * 2 * CHUNK
+
+
+# Nothing is left behind; the fixture above looks after each test, these stop in unusual ways
+
+
+def test_no_process_is_left_when_the_consumer_stops_early() -> None:
+    with WorkerPool(Obey(), 3, LONG) as pool:
+        for _ in pool.outcomes(Drawn()):
+            assert len(workers()) == 3
+            break
+    assert workers() == []
+
+
+def test_no_process_is_left_when_the_consumer_fails() -> None:
+    with pytest.raises(RuntimeError), WorkerPool(Obey(), 2, LONG) as pool:
+        for _ in pool.outcomes(Drawn()):
+            raise RuntimeError
+    assert workers() == []
+
+
+def test_no_process_is_left_when_a_picture_hangs_at_the_end() -> None:
+    with WorkerPool(Obey(), 2, LONG) as pool:
+        outcomes = pool.outcomes([f"picture {number}" for number in range(CHUNK)] + ["1 hang", "2 spin"])
+        assert next(outcomes)[0] == "picture 0"
+    assert workers() == []
+
+
+def test_no_process_is_left_when_nothing_was_asked() -> None:
+    with WorkerPool(Obey(), 2, LONG):
+        pass
+    assert workers() == []
+
+
+def test_no_descriptor_is_left_open() -> None:
+    scored(["a"])  # the fork server keeps its own
+    before = len(os.listdir("/proc/self/fd"))
+    scored(["a", "b exit", "c"])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_workers_die_with_a_parent_that_is_killed() -> None:
+    program = """
+import sys
+from steps import Obey
+from gender_batch.scoring.pool import WorkerPool
+if __name__ == "__main__":
+    with WorkerPool(Obey(), 2, 60.0) as pool:
+        for path, outcome in pool.outcomes([f"picture {n}" for n in range(8)] + ["a hang"]):
+            if path == "picture 7":
+                print(flush=True)
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"\n"
+    family = {parent.pid}
+    for _ in range(2):
+        family |= {pid for pid, above in parents().items() if above in family}
+    assert len(family) >= 4, "the parent, its fork server and two workers"
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    try:
+        for _ in range(100):
+            if not family & set(parents()):
+                break
+            time.sleep(0.1)
+        assert family & set(parents()) == set()
+    finally:
+        for pid in family & set(parents()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

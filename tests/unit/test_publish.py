@@ -1,0 +1,237 @@
+"""outputs/publish.py: a file that appears whole or not at all, and the lock of an output."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gender_batch.outputs.publish import LockedError, locked, published
+
+HOLD = """
+import sys
+from pathlib import Path
+from gender_batch.outputs.publish import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+TRY = """
+import sys
+from pathlib import Path
+from gender_batch.outputs.publish import LockedError, locked
+try:
+    with locked(Path(sys.argv[1])):
+        print("got it")
+except LockedError as error:
+    print(f"refused: {error}")
+"""
+
+COUNT = """
+import sys, time
+from pathlib import Path
+from gender_batch.outputs.publish import LockedError, locked
+path, counter, done = Path(sys.argv[1]), Path(sys.argv[2]), 0
+while done < 40:
+    try:
+        with locked(path):
+            value = int(counter.read_text())
+            time.sleep(0.0005)
+            counter.write_text(str(value + 1))
+            done += 1
+    except LockedError:
+        time.sleep(0.0002)
+"""
+
+
+@contextmanager
+def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock until its standard input closes."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.communicate()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+# Publishing
+
+
+def test_success_replaces_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "preds.csv"
+    path.write_bytes(b"yesterday's")
+    with published(path) as file:
+        file.write(b"today's")
+        assert path.read_bytes() == b"yesterday's"
+    assert path.read_bytes() == b"today's"
+    assert names(tmp_path) == ["preds.csv"]
+
+
+def test_a_new_file_is_there_only_afterwards(tmp_path: Path) -> None:
+    path = tmp_path / "preds.csv"
+    with published(path) as file:
+        file.write(b"a")
+        assert not path.exists()
+        assert len(names(tmp_path)) == 1
+        assert names(tmp_path)[0].startswith(".preds.csv.")
+    assert path.read_bytes() == b"a"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_an_error_leaves_the_old_file_and_nothing_else(error: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "preds.csv"
+    path.write_bytes(b"yesterday's")
+    with pytest.raises(error), published(path) as file:
+        file.write(b"half of toda")
+        raise error
+    assert path.read_bytes() == b"yesterday's"
+    assert names(tmp_path) == ["preds.csv"]
+
+
+def test_an_error_without_an_old_file_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), published(tmp_path / "preds.csv"):
+        raise RuntimeError
+    assert names(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_taken_leaves_no_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / "preds.csv").mkdir()
+    with pytest.raises(OSError), published(tmp_path / "preds.csv") as file:
+        file.write(b"a")
+    assert names(tmp_path) == ["preds.csv"]
+
+
+def test_a_folder_that_does_not_exist_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), published(tmp_path / "missing" / "preds.csv"):
+        raise AssertionError("the block ran")
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "preds.csv"
+    path.write_bytes(b"yesterday's")
+    program = f"""
+import resource, signal
+from pathlib import Path
+from gender_batch.outputs.publish import published
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    with published(Path({str(path)!r})) as file:
+        file.write(bytes(2000))
+except OSError as error:
+    print(error.strerror)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "File too large\n"
+    assert path.read_bytes() == b"yesterday's"
+    assert names(tmp_path) == ["preds.csv"]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_only_the_owner_may_read_it(umask: int, tmp_path: Path) -> None:
+    path = tmp_path / "preds.csv"
+    path.write_bytes(b"")
+    path.chmod(0o644)
+    before = os.umask(umask)
+    try:
+        with published(path) as file:
+            file.write(b"a")
+            assert stat.S_IMODE(os.fstat(file.fileno()).st_mode) == 0o600
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "日", "\U0001f469"])
+def test_any_name_that_a_file_can_have(letter: str, tmp_path: Path) -> None:
+    name = letter * (251 // len(letter.encode())) + ".csv"  # a name may have 255 bytes
+    path = tmp_path / name
+    path.touch()  # the file system takes it
+    with locked(path), published(path) as file:
+        file.write(b"a")
+    assert path.read_bytes() == b"a"
+    assert names(tmp_path) == [name]
+
+
+# The lock
+
+
+def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
+    path = tmp_path / "preds.csv"
+    with locked(path):
+        done = subprocess.run([sys.executable, "-c", TRY, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("refused: ")
+    assert str(path) in done.stdout
+    assert f"pid {os.getpid()}" in done.stdout
+
+
+def test_another_process_holds_it_until_it_is_done(tmp_path: Path) -> None:
+    path = tmp_path / "preds.csv"
+    with holder(path) as process:
+        for _ in range(2):
+            with pytest.raises(LockedError, match=rf"pid {process.pid}\b"), locked(path):
+                raise AssertionError("the block ran")
+    with locked(path):
+        pass
+
+
+def test_outputs_beside_each_other_do_not_lock_each_other(tmp_path: Path) -> None:
+    with locked(tmp_path / "a.csv"), locked(tmp_path / "b.csv"), locked(tmp_path / "a.json"):
+        assert len(names(tmp_path)) == 3
+
+
+def test_the_lock_is_released_after_the_block_however_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "preds.csv"
+    with locked(path):
+        assert len(names(tmp_path)) == 1
+    assert names(tmp_path) == []
+    with pytest.raises(RuntimeError), locked(path):
+        raise RuntimeError
+    assert names(tmp_path) == []
+    with locked(path):
+        pass
+
+
+def test_a_holder_that_was_killed_is_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "preds.csv"
+    with holder(path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert len(names(tmp_path)) == 1, "it left its lock file, which must not lock"
+        with locked(path):
+            pass
+    assert names(tmp_path) == []
+
+
+def test_a_stale_lock_file_is_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "preds.csv"
+    with locked(path):
+        (stale,) = names(tmp_path)
+    (tmp_path / stale).write_text("pid 1, since 2001-01-01 00:00:00, and a longer text than any lock file has today\n")
+    with locked(path):
+        assert (tmp_path / stale).read_text().startswith(f"pid {os.getpid()}, since 2")
+        assert (tmp_path / stale).read_text().count("\n") == 1
+    assert names(tmp_path) == []
+
+
+def test_never_two_at_a_time(tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    command = [sys.executable, "-c", COUNT, str(tmp_path / "preds.csv"), str(counter)]
+    processes = [subprocess.Popen(command) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert counter.read_text() == "120"

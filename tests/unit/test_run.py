@@ -1,0 +1,123 @@
+"""Scoring with a model so small that its answer is known: the mean brightness is the probability."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+onnx = pytest.importorskip("onnx")
+
+from gender_batch.model.metadata import KEY, Metadata, ModelError
+from gender_batch.model.session import Model
+from gender_batch.pictures.preprocessing import Preprocessing
+from gender_batch.prediction import Status
+from gender_batch.scoring.run import Options, Scorer, Summary, infer_in_batches
+from gender_batch.scoring.worker import Outcome
+
+METADATA = Metadata(
+    labels=("bright", "dark"),
+    preprocessing=Preprocessing(size=4, resize=4),
+    pictures="photo",
+    threshold=0.7,
+    training={},
+    figures={},
+    attributions=(),
+    program="test",
+)
+
+
+@pytest.fixture(scope="module")
+def brightness(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """p(bright) = mean of all pixels / 255, p(dark) = 1 - p(bright)."""
+    node = onnx.helper.make_node
+    graph = onnx.helper.make_graph(
+        [
+            node("Cast", ["pictures"], ["floats"], to=onnx.TensorProto.FLOAT),
+            node("Flatten", ["floats"], ["flat"], axis=1),
+            node("ReduceMean", ["flat", "axes"], ["mean"], keepdims=1),
+            node("Div", ["mean", "white"], ["bright"]),
+            node("Sub", ["one", "bright"], ["dark"]),
+            node("Concat", ["bright", "dark"], ["probabilities"], axis=1),
+        ],
+        "brightness",
+        [onnx.helper.make_tensor_value_info("pictures", onnx.TensorProto.UINT8, ["batch", 4, 4, 3])],
+        [onnx.helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, ["batch", 2])],
+        [
+            onnx.numpy_helper.from_array(np.array([1], np.int64), "axes"),
+            onnx.numpy_helper.from_array(np.array(255, np.float32), "white"),
+            onnx.numpy_helper.from_array(np.array(1, np.float32), "one"),
+        ],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    onnx.helper.set_model_props(model, {KEY: METADATA.to_json()})
+    path = tmp_path_factory.mktemp("model") / "brightness.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def grey(path: Path, value: int) -> str:
+    Image.new("L", (8, 8), value).save(path)
+    return str(path)
+
+
+def test_rows_follow_the_threshold_and_the_order(brightness: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    paths = [grey(tmp_path / f"{number}.png", value) for number, value in enumerate((255, 0, 128, 180))]
+    paths.insert(2, str(tmp_path / "broken.png"))
+    summary = Summary()
+    with Scorer(Options(model=brightness, device="cpu", workers=2)) as scorer:
+        rows = list(scorer.rows(paths))
+    for row in rows:
+        summary.add(row)
+    assert [row.path for row in rows] == paths
+    assert [row.label for row in rows] == ["bright", "dark", None, "uncertain", "bright"]
+    assert rows[3].probabilities == (0.501961, 0.498039)
+    assert rows[2].status is Status.CORRUPT
+    assert (summary.pictures, summary.failed) == (5, 1)
+    assert summary.labels == {"bright": 2, "dark": 1, "uncertain": 1}
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 11])
+def test_batches_give_each_picture_its_own_answer(brightness: Path, count: int) -> None:
+    model = Model(brightness)
+    outcomes = []
+    for number in range(count):
+        outcomes.append((f"{number}", Outcome(Status.OK, np.full((4, 4, 3), 20 * number, np.uint8), 8, 9)))
+        if number % 3 == 1:
+            outcomes.append((f"bad {number}", Outcome(Status.CORRUPT, error="broken")))
+    results = list(infer_in_batches(iter(outcomes), model, batch_size=4))
+    assert [path for path, _ in results] == [path for path, _ in outcomes]
+    for (path, result), (_, given) in zip(results, outcomes, strict=True):
+        assert (result.status, result.width, result.error) == (given.status, given.width, given.error)
+        if result.status is Status.OK:
+            assert result.result is not None
+            assert result.result[0] == pytest.approx(20 * int(path) / 255, abs=1e-6)
+
+
+def test_batches_do_not_wait_for_ever_behind_failed_pictures(brightness: Path) -> None:
+    def outcomes():
+        yield "good", Outcome(Status.OK, np.zeros((4, 4, 3), np.uint8), 4, 4)
+        for number in range(1000):
+            yield f"bad {number}", Outcome(Status.CORRUPT, error="broken")
+
+    source = outcomes()
+    path, _ = next(infer_in_batches(source, Model(brightness), batch_size=4))
+    assert path == "good"
+    assert len(list(source)) > 900
+
+
+def test_a_file_without_metadata_is_refused(brightness: Path, tmp_path: Path) -> None:
+    model = onnx.load(brightness)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "plain.onnx")
+    with pytest.raises(ModelError, match=r"plain\.onnx.*gender-batch export"):
+        Model(tmp_path / "plain.onnx")
+
+
+def test_metadata_survives_the_file(brightness: Path) -> None:
+    assert Model(brightness).metadata == METADATA
+    assert json.loads(METADATA.to_json())["labels"] == ["bright", "dark"]
