@@ -7,6 +7,7 @@ import math
 import os
 import time
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,6 +79,13 @@ class Epoch:
     pictures_per_second: float
 
 
+class Phase(StrEnum):
+    """The two parts of transfer learning, in their order."""
+
+    ADAPTATION = "adaptation"
+    FINE_TUNING = "fine-tuning"
+
+
 class Watcher(Protocol):
     """Who is told how the training goes."""
 
@@ -92,7 +100,7 @@ class Watcher(Protocol):
 class State:
     """Where a run is: saved after every epoch, so that an interrupted run goes on from there."""
 
-    phase: str = "adaptation"
+    phase: str = Phase.ADAPTATION.value  # a plain string: no enum comes back from a file that is not unpickled
     epoch: int = 0
     best_loss: float = math.inf
     stale_epochs: int = 0
@@ -114,6 +122,19 @@ class State:
         return cls(**{**content, "history": [Epoch(**epoch) for epoch in content["history"]]})
 
 
+@dataclass(frozen=True)
+class _Training:
+    """What stays the same over both phases."""
+
+    network: Network
+    data: Dataset
+    recipe: Recipe
+    machine: Machine
+    state: State
+    state_file: Path
+    watcher: Watcher
+
+
 def fit(
     network: Network, data: Dataset, recipe: Recipe, machine: Machine, state_file: Path, watcher: Watcher
 ) -> list[Epoch]:
@@ -122,48 +143,25 @@ def fit(
     Goes on from `state_file` where there is one. The order of what follows is important.
     """
     state = State.load(state_file) if state_file.exists() else State()
-    network.to(machine.device)
+    training = _Training(network.to(machine.device), data, recipe, machine, state, state_file, watcher)
     # Vanishing gradients become denormal numbers, on which a CPU is many times slower.
     torch.set_flush_denormal(True)
 
     # 1. Adaptation: only the head learns. The features keep their weights and their batch-norm statistics.
-    if state.phase == "adaptation":
+    if state.phase == Phase.ADAPTATION:
         network.features.requires_grad_(False)
         head = [{"params": list(network.head.parameters())}]
-        _run_phase(
-            state,
-            network,
-            head,
-            recipe.adapt_epochs,
-            recipe.lr_adapt,
-            data,
-            recipe,
-            machine,
-            state_file,
-            watcher,
-        )
+        _run_phase(training, head, recipe.adapt_epochs, recipe.lr_adapt)
         # 2. Fine-tuning starts from the best head, not from the last.
         if state.best_weights:
             network.load_state_dict(state.best_weights)
-        state.phase, state.epoch, state.stale_epochs = "fine-tuning", 0, 0
+        state.phase, state.epoch, state.stale_epochs = Phase.FINE_TUNING.value, 0, 0
         state.weights, state.optimizer, state.scaler = _copy(network), {}, {}
         state.save(state_file)
 
     # 3. Fine-tuning: all weights learn at a small rate, warmed up and then decayed along a cosine.
     network.features.requires_grad_(True)
-    parameters = _decayed_and_not(network)
-    _run_phase(
-        state,
-        network,
-        parameters,
-        recipe.fine_epochs,
-        recipe.lr_fine,
-        data,
-        recipe,
-        machine,
-        state_file,
-        watcher,
-    )
+    _run_phase(training, _decayed_and_not(network), recipe.fine_epochs, recipe.lr_fine)
 
     # 4. The best epoch of both phases is the result.
     if state.best_weights:
@@ -172,19 +170,10 @@ def fit(
     return state.history
 
 
-def _run_phase(
-    state: State,
-    network: Network,
-    parameters: list[dict[str, Any]],
-    epochs: int,
-    rate: float,
-    data: Dataset,
-    recipe: Recipe,
-    machine: Machine,
-    state_file: Path,
-    watcher: Watcher,
-) -> None:
-    """Epochs of one phase, from `state.epoch` on, with early stopping."""
+def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: int, rate: float) -> None:
+    """Epochs of the state's phase, from the state's epoch on, with early stopping."""
+    network, data, recipe, machine = training.network, training.data, training.recipe, training.machine
+    state, watcher = training.state, training.watcher
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=WEIGHT_DECAY)
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == torch.float16)
     if state.weights:
@@ -192,7 +181,7 @@ def _run_phase(
     if state.optimizer:
         optimizer.load_state_dict(state.optimizer)
         scaler.load_state_dict(state.scaler)
-    phase_number = ("adaptation", "fine-tuning").index(state.phase)
+    phase_number = list(Phase).index(Phase(state.phase))
 
     while state.epoch < epochs:
         if state.stale_epochs >= recipe.patience:
@@ -202,7 +191,7 @@ def _run_phase(
         seed = (recipe.seed, phase_number, state.epoch)
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))  # dropout
         network.train()
-        if state.phase == "adaptation":
+        if state.phase == Phase.ADAPTATION:
             network.features.eval()  # batch-norm statistics frozen too
         pictures = TrainingPictures(
             [data.path(sample) for sample in data.train],
@@ -216,7 +205,7 @@ def _run_phase(
         for step, (images, labels) in enumerate(
             batches(pictures, recipe.batch_size, machine.workers, seed, machine.device.type == "cuda")
         ):
-            if state.phase == "fine-tuning":
+            if state.phase == Phase.FINE_TUNING:
                 for group in optimizer.param_groups:
                     group["lr"] = rate * schedule((state.epoch * steps + step) / (epochs * steps))
             images = images.to(machine.device, non_blocking=True)
@@ -262,7 +251,7 @@ def _run_phase(
             optimizer.state_dict(),
             scaler.state_dict(),
         )
-        state.save(state_file)
+        state.save(training.state_file)
         watcher.epoch(epoch, best)
 
 

@@ -33,7 +33,7 @@ STATE = "state.pt"
 HELD_OUT = "heldout.csv"
 METRICS = "metrics.json"
 
-UNCERTAIN_BELOW = 0.6
+UNCERTAIN_BELOW = 0.55
 """Best probability under which the answer is `uncertain`."""
 
 log = logging.getLogger("gender_batch.training")
@@ -153,15 +153,15 @@ def _prepare(folder: Path, order: Order, resume: bool) -> None:
     config = folder / CONFIG
     if (folder / CHECKPOINT).exists():
         raise RunError(f"{folder}: holds a finished run; name another folder with --out")
-    if config.exists():
-        if not resume:
-            raise RunError(f"{folder}: holds an unfinished run; add --resume, or name another folder with --out")
+    if (folder / STATE).exists() and not resume:
+        raise RunError(f"{folder}: holds an unfinished run; add --resume, or name another folder with --out")
+    if resume:
+        if not config.exists():
+            raise RunError(f"{folder}: no run to resume; leave --resume out")
         before = json.loads(config.read_text())
         changed = [name for name, value in order.to_dict().items() if before.get(name) != value]
         if changed:
             raise RunError(f"{folder}: was begun with another {', '.join(changed)}; --resume needs the same")
-    elif resume:
-        raise RunError(f"{folder}: no run to resume; leave --resume out")
     folder.mkdir(parents=True, exist_ok=True)
     config.write_text(json.dumps(order.to_dict(), indent=2) + "\n")
 

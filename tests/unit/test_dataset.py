@@ -86,3 +86,38 @@ def test_the_digest_tells_contents_and_names(people: Path) -> None:
 def test_a_group_by_that_does_not_work_is_told(people: Path, pattern: str) -> None:
     with pytest.raises(DatasetError, match="--group-by"):
         load_dataset(people, pattern, seed=0)
+
+
+def test_one_class_is_too_few(people: Path) -> None:
+    for path in (people / "b").iterdir():
+        path.unlink()
+    (people / "b").rmdir()
+    with pytest.raises(DatasetError, match="two or more"):
+        load_dataset(people, None, seed=0)
+
+
+def test_a_class_with_few_pictures_is_named(people: Path) -> None:
+    for path in sorted((people / "b").iterdir())[9:]:
+        path.unlink()
+    with pytest.raises(DatasetError, match=r"class b has 9 .* at least 10"):
+        load_dataset(people, None, seed=0)
+
+
+def test_a_class_only_in_the_test_is_refused(people: Path) -> None:
+    (people / "train").mkdir()
+    for label in "ab":
+        (people / label).rename(people / "train" / label)
+    (people / "test" / "c").mkdir(parents=True)
+    with pytest.raises(DatasetError, match=r"test: class folder\(s\) c are not among a, b"):
+        load_dataset(people, None, seed=0)
+
+
+def test_few_unreadable_pictures_are_left_out_and_many_stop_the_run(people: Path) -> None:
+    (people / "a" / "bad.png").write_text("no picture")
+    data = load_dataset(people, None, seed=0)
+    assert [name for name, _ in data.unreadable] == ["a/bad.png"]
+    assert "a/bad.png" not in {sample.name for sample in (*data.train, *data.val, *data.test)}
+    for number in range(10):
+        (people / "a" / f"bad{number}.png").touch()
+    with pytest.raises(DatasetError, match=r"11 of 191 pictures cannot be read, the first a/bad\.png"):
+        load_dataset(people, None, seed=0)

@@ -1,0 +1,136 @@
+"""The pieces of the training: schedule, temperature, seeded augmentation, the folder of a run, initial weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+
+from gender_batch.training import run
+from gender_batch.training.dataset import DatasetError
+from gender_batch.training.fit import Machine, Recipe, fit_temperature, schedule
+from gender_batch.training.loading import TrainingPictures
+from gender_batch.training.network import Checkpoint, Network, WeightsError, load_initial_weights
+
+CPU = Machine(torch.device("cpu"), workers=0)
+
+
+class Silent:
+    """A watcher that looks away."""
+
+    def batch(self, *_: object) -> None: ...
+
+    def epoch(self, *_: object) -> None: ...
+
+    def note(self, *_: object) -> None: ...
+
+
+def test_the_rate_rises_then_falls_to_nothing() -> None:
+    rates = [schedule(step / 100) for step in range(101)]
+    peak = rates.index(max(rates))
+    assert rates[0] == 0
+    assert max(rates) == pytest.approx(1)
+    assert 0 < peak < 20
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_temperature_that_spoiled_the_logits_is_found(temperature: float) -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 2, (20_000, 3))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    truth = (probabilities.cumsum(1) > generator.random((len(logits), 1))).argmax(1)
+    found = fit_temperature((logits * temperature).astype(np.float32), truth)
+    assert found == pytest.approx(temperature, rel=0.05)
+
+
+def test_separated_pictures_give_a_finite_temperature() -> None:
+    assert 0 < fit_temperature(np.array([[9, 0], [0, 9]], np.float32), np.array([0, 1])) < 1
+
+
+def test_augmentation_depends_on_seed_epoch_and_picture_alone(tmp_path: Path) -> None:
+    path = str(tmp_path / "picture.png")
+    Image.radial_gradient("L").convert("RGB").save(path)
+
+    def pictures(*seed: int) -> TrainingPictures:
+        return TrainingPictures([path] * 3, [0] * 3, size=32, resize=34, seed=seed)
+
+    first = pictures(0, 0, 0)
+    forwards = [first[index][0] for index in (0, 1, 2)]
+    backwards = [first[index][0] for index in (2, 1, 0)]
+    assert all(np.array_equal(one, other) for one, other in zip(forwards, reversed(backwards), strict=True))
+    assert not np.array_equal(forwards[0], forwards[1])
+    assert not np.array_equal(forwards[0], pictures(0, 0, 1)[0][0])
+    assert not np.array_equal(forwards[0], pictures(1, 0, 0)[0][0])
+    assert forwards[0].shape == (32, 32, 3)
+
+
+def order(tmp_path: Path, **recipe: int) -> run.Order:
+    torch.save(Network(1).backbone.state_dict(), tmp_path / "weights.pth")
+    return run.Order(data=tmp_path / "data", recipe=Recipe(**recipe), init=tmp_path / "weights.pth")
+
+
+def test_an_unfinished_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(run.RunError, match="no run to resume"):
+        run.train(order(tmp_path), folder, CPU, Silent(), resume=True)
+    for _again in range(2):  # the data is missing: nothing is lost by starting over
+        with pytest.raises(DatasetError, match="no such folder"):
+            run.train(order(tmp_path), folder, CPU, Silent())
+    (folder / run.STATE).touch()
+    with pytest.raises(run.RunError, match="--resume"):
+        run.train(order(tmp_path), folder, CPU, Silent())
+    with pytest.raises(run.RunError, match="another seed"):
+        run.train(order(tmp_path, seed=1), folder, CPU, Silent(), resume=True)
+    (folder / run.CHECKPOINT).touch()
+    with pytest.raises(run.RunError, match="finished run"):
+        run.train(order(tmp_path), folder, CPU, Silent())
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save({"features.0.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"classifier.1.bias": torch.zeros(2)}, tmp_path / "head.pth")
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    for name in ("other.pth", "list.pth", "head.pth", "text.safetensors"):
+        with pytest.raises(WeightsError, match=name):
+            load_initial_weights(Network(2), tmp_path / name)
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"features": Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(WeightsError):
+        load_initial_weights(Network(2), tmp_path / "trap.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
+    written = Checkpoint(
+        network=Network(2),
+        labels=("a", "b"),
+        preprocessing=Recipe(image_size=64).preprocessing,
+        temperature=1.25,
+        threshold=0.6,
+        pictures="face",
+        training={"seed": 1},
+        figures={"val": None},
+        attributions=("somebody",),
+    )
+    written.save(tmp_path / "checkpoint.safetensors")
+    read = Checkpoint.load(tmp_path / "checkpoint.safetensors")
+    for name in ("labels", "preprocessing", "temperature", "threshold", "pictures", "training", "figures"):
+        assert getattr(read, name) == getattr(written, name)
+    for name, tensor in written.network.state_dict().items():
+        assert torch.equal(read.network.state_dict()[name], tensor)
+    with pytest.raises(WeightsError, match="nothing"):
+        Checkpoint.load(tmp_path / "nothing")
