@@ -71,7 +71,9 @@ def decode_picture(data: bytes, shorter_side: int | None = None) -> Picture:
             # Pillow warns of bombs (refused below), odd EXIF and odd ICC profiles: nobody reads that at night.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=[name]) as image:
-                width, height = image.size
+                # A PNG may have its EXIF behind its pixels, and looking for it would load them.
+                orientation = 1 if name == "PNG" else _orientation(image)
+                width, height = _oriented(image.size, orientation)
                 if width * height > PIXEL_LIMIT:
                     raise PictureError(
                         Status.TOO_LARGE,
@@ -82,11 +84,13 @@ def decode_picture(data: bytes, shorter_side: int | None = None) -> Picture:
                 if shorter_side is not None:
                     image.draft(None, (shorter_side, shorter_side))
                 image.load()
-                orientation = _orientation(image)
+                if name == "PNG":
+                    orientation = _orientation(image)
+                    width, height = _oriented(image.size, orientation)
                 upright = _flatten(image)
                 if orientation != 1:
                     upright = upright.transpose(_TRANSPOSITIONS[orientation])
-                return Picture(upright, *_oriented((width, height), orientation))
+                return Picture(upright, width, height)
     except PictureError:
         raise
     except Image.DecompressionBombError:
@@ -187,7 +191,7 @@ _TRANSPOSITIONS = {
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a picture that is loaded: a PNG may have it behind its pixels."""
+    """The EXIF orientation, 1..8."""
     if image.format == "TIFF":
         return 1  # Pillow has turned it itself
     try:
