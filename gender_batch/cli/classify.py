@@ -95,18 +95,15 @@ def classify(
     walk = Walk(recursive=not no_recursive, follow_links=follow_links)
     options = Options(model or DEFAULT_MODEL, device, workers, picture_timeout)
     files = (path for path in _files(walk, paths, nul) if not is_own_file(path, target))
-    first = next(files, None)
-    if first is None:
-        _tell_skipped(walk)
-        fail(f"no file found in {', '.join(paths)}; nothing is written", Exit.NO_PICTURE)
 
     summary = Summary()
     started = time.monotonic()
     try:
-        with (
-            stopping_on_signals("Nothing was published; the same command starts again."),
-            ExitStack() as stack,
-        ):
+        with stopping_on_signals("Nothing was published; the same command starts again."), ExitStack() as stack:
+            first = next(files, None)
+            if first is None:
+                _tell_skipped(walk)
+                fail(f"no file found in {', '.join(paths)}; nothing is written", Exit.NO_PICTURE)
             if out != STANDARD:
                 stack.enter_context(locked(target))
             scorer = stack.enter_context(Scorer(options))

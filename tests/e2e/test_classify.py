@@ -312,6 +312,18 @@ def test_a_signal_stops_the_run_and_leaves_the_old_file(
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 
 
+def test_a_signal_stops_a_run_that_waits_for_its_list(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [COMMAND, "classify", "-", "--out", tmp_path / "rows.csv"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        caught = Path(f"/proc/{process.pid}/status")
+        while not int(caught.read_text().split("SigCgt:")[1].split()[0], 16) & (1 << (signal.SIGTERM - 1)):
+            time.sleep(0.05)  # until the program listens to the signal
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_volume_leaves_the_old_file(faces: list[Path], tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("yesterday")
     limited = ["sh", "-c", 'ulimit -f 1; trap "" XFSZ; exec "$@"', "sh", COMMAND]
