@@ -8,7 +8,7 @@ faces=$1
 weights=$2
 
 gender-batch train "$faces" --out runs/embedded --init "$weights" --pictures face \
-  --image-size 160 --adapt-epochs 1 --fine-epochs 6 --batch-size 64 --lr-fine 1e-3 \
+  --image-size 160 --adapt-epochs 1 --fine-epochs 6 --batch-size 64 --lr-adapt 1e-3 --lr-fine 1e-3 \
   --attribution "FairFace, Kimmo Kärkkäinen and Jungseock Joo, CC BY 4.0" \
   --attribution "ImageNet backbone: Google, MobileNetV2, Apache-2.0"
 

@@ -50,10 +50,10 @@ if TYPE_CHECKING:
     type=click.IntRange(0),
     help="Epochs of the fine-tuning: all weights.",
 )
-@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(2), help="Pictures per step.")
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(2), help="Pictures per step.")
 @click.option(
     "--lr-adapt",
-    default=1e-3,
+    default=3e-3,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
     help="Learning rate of the adaptation.",

@@ -35,10 +35,10 @@ class Recipe:
     image_size: int = 224
     adapt_epochs: int = 5
     fine_epochs: int = 15
-    batch_size: int = 64
-    lr_adapt: float = 1e-3
+    batch_size: int = 32
+    lr_adapt: float = 3e-3
     lr_fine: float = 3e-4
-    patience: int = 4
+    patience: int = 6
     seed: int = 0
 
     @property

@@ -134,3 +134,12 @@ def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
         assert torch.equal(read.network.state_dict()[name], tensor)
     with pytest.raises(WeightsError, match="nothing"):
         Checkpoint.load(tmp_path / "nothing")
+
+
+def test_the_command_line_has_the_defaults_of_the_recipe() -> None:
+    from gender_batch.cli.train import train
+
+    defaults = {parameter.name: parameter.default for parameter in train.params}
+    recipe = Recipe()
+    for name in ("image_size", "adapt_epochs", "fine_epochs", "batch_size", "lr_adapt", "lr_fine", "seed"):
+        assert defaults[name] == getattr(recipe, name), name
