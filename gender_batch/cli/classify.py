@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gender_batch.cli.exits import Exit, fail, stopping_on_signals
+from gender_batch.cli.options import device_option, model_option, workers_option
 
 if TYPE_CHECKING:
     from gender_batch.pictures.find import Walk
@@ -32,25 +33,9 @@ STANDARD = "-"
     metavar="FILE",
     help="Where the rows go: .csv, .json or .jsonl; - streams CSV to standard output.",
 )
-@click.option(
-    "--model",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="A model made by `gender-batch export`.  [default: the one that comes with the program]",
-)
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "cuda", "cpu"]),
-    help="auto takes the GPU if ONNX Runtime can really use it, and says why not.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 1024),
-    metavar="N",
-    help="Processes that read pictures.  [default: one per core]",
-)
+@model_option
+@device_option
+@workers_option
 @click.option(
     "--max-error-rate",
     default=0.0,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gender_batch.cli.exits import Exit, fail, stopping_on_signals
+from gender_batch.cli.options import device_option, model_option, workers_option
 
 if TYPE_CHECKING:
     from gender_batch.evaluation.labelled import Evaluation
@@ -20,12 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--model",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="A model made by `gender-batch export`.  [default: the one that comes with the program]",
-)
+@model_option
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -38,13 +34,8 @@ if TYPE_CHECKING:
     metavar="CSV",
     help="A table with a column `path` and any others; accuracy is told for each of their values.",
 )
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cuda", "cpu"]))
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 1024),
-    metavar="N",
-    help="Processes that read pictures.  [default: one per core]",
-)
+@device_option
+@workers_option
 def evaluate(
     data: Path, model: Path | None, out: Path | None, groups: Path | None, device: str, workers: int | None
 ) -> None:  # fmt: skip
