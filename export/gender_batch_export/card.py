@@ -53,7 +53,10 @@ def model_card(metadata: Metadata, parity: Parity, name: str, digest: str) -> st
 
 
 def _figures(split: str, figures: dict[str, Any], threshold: float) -> str:
-    title = {"test": "Test (looked at once)", "val": "Validation (the best epoch was chosen on it)"}[split]
+    title = {
+        "test": "Test (held out, nothing was chosen on it)",
+        "val": "Validation (the best epoch was chosen on it)",
+    }[split]
     rows = [
         ("pictures", f"{figures['pictures']:,}"),
         ("accuracy, all pictures answered", _share(figures["accuracy"])),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -59,8 +58,8 @@ def export(run: Path, out: Path | None = None) -> Exported:
         if not parity.passed:
             raise ExportError(f"the file does not give the checkpoint's answers ({parity}); it is not written")
         card = out.with_suffix(".md")
-        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-        text = model_card(Model(temporary).metadata, parity, out.stem, digest)
+        served = Model(temporary)
+        text = model_card(served.metadata, parity, out.stem, served.digest())
         os.replace(temporary, out)
         card.write_text(text)
     finally:

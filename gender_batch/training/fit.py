@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gender_batch.outputs.publish import published
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.training.dataset import Dataset, Sample
 from gender_batch.training.loading import EvaluationPictures, TrainingPictures, batches
@@ -112,9 +112,8 @@ class State:
 
     def save(self, path: Path) -> None:
         content = {**vars(self), "history": [asdict(epoch) for epoch in self.history]}
-        temporary = path.with_suffix(".tmp")
-        torch.save(content, temporary)
-        os.replace(temporary, path)
+        with published(path) as file:
+            torch.save(content, file)
 
     @classmethod
     def load(cls, path: Path) -> State:

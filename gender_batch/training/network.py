@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
+from gender_batch.outputs.publish import published
 from gender_batch.pictures.preprocessing import Preprocessing
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -129,7 +129,7 @@ class Checkpoint:
     attributions: tuple[str, ...]
 
     def save(self, path: Path) -> None:
-        """Write a .safetensors file whose metadata holds the rest, by rename."""
+        """Write a .safetensors file whose metadata holds the rest; whole or not at all."""
         description = {
             "labels": self.labels,
             "preprocessing": self.preprocessing.to_dict(),
@@ -141,9 +141,9 @@ class Checkpoint:
             "attributions": self.attributions,
         }
         state = {name: tensor.contiguous().cpu() for name, tensor in self.network.state_dict().items()}
-        temporary = path.with_suffix(".tmp")
-        save_file(state, temporary, {"gender_batch": json.dumps(description)})
-        os.replace(temporary, path)
+        content = save(state, {"gender_batch": json.dumps(description)})
+        with published(path) as file:
+            file.write(content)
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,8 +34,6 @@ METRICS = "metrics.json"
 
 UNCERTAIN_BELOW = 0.55
 """Best probability under which the answer is `uncertain`."""
-
-log = logging.getLogger("gender_batch.training")
 
 
 class RunError(Exception):
