@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
+from gender_batch.evaluation.groups import Group
+from gender_batch.evaluation.metrics import Metrics, Proportion
 from gender_batch.model.metadata import Metadata
-from gender_batch_export.parity import Parity
+from gender_batch_export.heldout import JUDGED, HeldOut
 
 _KIND = {"face": "crops of single faces", "photo": "whole photos"}
 
 
-def model_card(metadata: Metadata, parity: Parity, name: str, digest: str) -> str:
-    """Markdown. Everything in it comes from the run, the file and the gate; nothing is typed in."""
+@dataclass(frozen=True)
+class Variant:
+    """One precision of the model and its figures on held-out pictures.
+
+    `file` is None where float32 was made for the others only. `size` is in bytes, `digest` SHA-256; `agreement` is
+    the share of labels equal to float32's; `groups` are those of all variants in the same order.
+    """
+
+    precision: str
+    file: str | None
+    size: int
+    digest: str
+    proof: str
+    metrics: Metrics
+    agreement: Proportion
+    groups: tuple[Group, ...]
+
+
+def model_card(metadata: Metadata, variants: Sequence[Variant], pictures: HeldOut, name: str) -> str:
+    """Markdown. Everything in it comes from the run, the files and the gates; nothing is typed in."""
     training = metadata.training
     recipe = training["recipe"]
     counts = training["pictures"]
@@ -30,14 +53,23 @@ def model_card(metadata: Metadata, parity: Parity, name: str, digest: str) -> st
         "validation loss; temperature fitted on validation.\n"
         f"- Preprocessing: shorter side to {metadata.preprocessing.resize} pixels (bilinear, antialiased), centre "
         f"{metadata.preprocessing.size} x {metadata.preprocessing.size}.",
-        "## Figures",
+        "## Figures of the files",
+        _measured_on(pictures) + _figures_per_precision(variants, metadata.threshold),
+        "## Figures per group",
+        "Accuracy with every picture answered, and its 95% interval, on the pictures of the table above.",
+        _per_label(variants, metadata.labels) + _per_group(variants),
+        "## Figures of the checkpoint, from training",
         "".join(
             _figures(split, metadata.figures[split], metadata.threshold)
             for split in ("test", "val")
             if metadata.figures.get(split)
-        ),
+        )
+        or "none",
         "## Proof of export",
-        f"Checkpoint in torch against this file as `classify` runs it, on {parity}.\nSHA-256 of the file: `{digest}`.",
+        "Checkpoint in torch against each file as `classify` runs it; int8 and fp16 on validation pictures, of which "
+        f"int8 was calibrated on {len(pictures.calibration)} others.\n"
+        + "".join(f"\n- {variant.precision}: {variant.proof}." for variant in variants)
+        + "".join(f"\n- SHA-256 of {variant.file}: `{variant.digest}`." for variant in variants if variant.file),
         "## Intended use and limits",
         "- For statistics over many pictures (shares, trends), not for decisions about a person: do not use it to "
         "grant, deny, address or identify anybody.\n"
@@ -49,7 +81,67 @@ def model_card(metadata: Metadata, parity: Parity, name: str, digest: str) -> st
         "## Attributions",
         "\n".join(f"- {attribution}" for attribution in metadata.attributions) or "none given",
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(section.rstrip() for section in sections) + "\n"
+
+
+def _measured_on(pictures: HeldOut) -> str:
+    held = {
+        "test": "test pictures, on which nothing was chosen",
+        "val": "validation pictures, since there is no test: the best epoch and the precisions were chosen on them",
+    }[pictures.split]
+    return f"Each file was run over the same {len(pictures.figures):,} {held}; {JUDGED:,} at most, spread evenly.\n\n"
+
+
+def _figures_per_precision(variants: Sequence[Variant], threshold: float) -> str:
+    header = ["precision", "file", "MB", "accuracy, all answered", "expected calibration error",
+              f"answered at threshold {threshold:g}", "accuracy of those", "same label as fp32"]  # fmt: skip
+    rows = [
+        [
+            variant.precision,
+            variant.file or "not written",
+            f"{variant.size / 1e6:.1f}",
+            _interval(variant.metrics.accuracy),
+            f"{variant.metrics.calibration_error:.4f}",
+            _interval(variant.metrics.coverage),
+            _interval(variant.metrics.decided_right),
+            _interval(variant.agreement),
+        ]
+        for variant in variants
+    ]
+    return _table(header, rows)
+
+
+def _per_label(variants: Sequence[Variant], labels: Sequence[str]) -> str:
+    rows = [
+        [label, *_across([variant.metrics.recall(index) for variant in variants])]
+        for index, label in enumerate(labels)
+        if variants[0].metrics.recall(index).total
+    ]
+    return _table(["label", "pictures", *(variant.precision for variant in variants)], rows)
+
+
+def _per_group(variants: Sequence[Variant]) -> str:
+    together = zip(*(variant.groups for variant in variants), strict=True)
+    tables = []
+    for column, groups in groupby(together, key=lambda groups: groups[0].column):
+        rows = [[group[0].value, *_across([one.accuracy for one in group])] for group in groups]
+        tables.append("\n" + _table([column, "pictures", *(variant.precision for variant in variants)], rows))
+    return "".join(tables)
+
+
+def _across(accuracies: Sequence[Proportion]) -> list[str]:
+    """The number of pictures, and the accuracy in each precision."""
+    return [f"{accuracies[0].total:,}", *map(_interval, accuracies)]
+
+
+def _interval(proportion: Proportion) -> str:
+    return _share(proportion.to_dict())
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    # A value of an attribute is the user's text: a bar in it would be taken for the end of a cell.
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines)
 
 
 def _figures(split: str, figures: dict[str, Any], threshold: float) -> str:

@@ -1,23 +1,35 @@
-"""One export: the graph, its proof, its card; all of them or none."""
+"""One export: the graph, its lower precisions, what each has proved, and the card of all."""
 
 from __future__ import annotations
 
-import csv
-import json
 import os
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gender_batch.model.session import Model
-from gender_batch.pictures.read import PictureError, read_picture
-from gender_batch.training.network import Checkpoint
-from gender_batch.training.run import CHECKPOINT, CONFIG, HELD_OUT
-from gender_batch_export.card import model_card
-from gender_batch_export.graph import write_graph
-from gender_batch_export.parity import Parity, compare
+import numpy as np
+from numpy.typing import NDArray
 
-PARITY_PICTURES = 256
-"""Held-out pictures that the gate compares, spread over the whole list."""
+from gender_batch.evaluation.groups import by_group
+from gender_batch.evaluation.metrics import Proportion, measure
+from gender_batch.model.metadata import ModelError
+from gender_batch.model.session import Model
+from gender_batch.training.network import Checkpoint
+from gender_batch.training.run import CHECKPOINT, CONFIG
+from gender_batch_export.card import Variant, model_card
+from gender_batch_export.graph import write_graph
+from gender_batch_export.heldout import HeldOut, held_out
+from gender_batch_export.parity import (
+    LIMITS,
+    Agreement,
+    Parity,
+    agreement,
+    compare,
+    served_probabilities,
+    torch_probabilities,
+)
+from gender_batch_export.precision import FLOAT_CONVOLUTIONS, Pictures, Precision, write_fp16, write_int8
 
 
 class ExportError(Exception):
@@ -25,12 +37,56 @@ class ExportError(Exception):
 
 
 @dataclass(frozen=True)
-class Exported:
-    """The file that passed, and how well."""
+class Written:
+    """A file that passed its gate and is in its place, and how well it passed."""
 
+    precision: Precision
     file: Path
+    proof: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A precision that is not written, and why. `earlier` is the file of an earlier export that is still there."""
+
+    precision: Precision
+    reason: str
+    earlier: Path | None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came of an export; the card tells of the written files."""
+
+    written: tuple[Written, ...]
+    refused: tuple[Refused, ...]
     card: Path
-    parity: Parity
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A file that passed, not yet in its place."""
+
+    precision: Precision
+    file: Path
+    proof: Parity | Agreement
+    float_convolutions: int = 0
+
+    def __str__(self) -> str:
+        if not self.float_convolutions:
+            return str(self.proof)
+        return f"{self.proof} (first {self.float_convolutions} convolutions in float32)"
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """What a lower precision is made and judged with: paths, their true classes, the checkpoint's probabilities
+    (N, classes) of them, and the pixels of other pictures for calibration."""
+
+    pictures: Sequence[str]
+    truth: Sequence[int]
+    expected: NDArray[np.float32]
+    calibration: Pictures
 
 
 def newest_run(folder: Path = Path("runs")) -> Path:
@@ -41,49 +97,132 @@ def newest_run(folder: Path = Path("runs")) -> Path:
     return max(checkpoints, key=lambda path: path.stat().st_mtime_ns).parent
 
 
-def export(run: Path, out: Path | None = None) -> Exported:
-    """Write `out` (default: RUN/model.onnx) and its card beside it, if the file proves equal to the checkpoint.
+def place(out: Path, precision: Precision) -> Path:
+    """Where the file of a precision goes: FILE.onnx for float32, FILE.int8.onnx and FILE.fp16.onnx beside it."""
+    return out if precision is Precision.FP32 else out.with_suffix(f".{precision}.onnx")
 
-    Raises ExportError, WeightsError, ModelError; then an earlier file in that place is left as it was.
+
+def export(run: Path, out: Path | None = None, precisions: Sequence[Precision] = (Precision.FP32,)) -> Exported:
+    """Write the model in each of the precisions that passes its gate, and one card beside `out` (RUN/model.onnx).
+
+    float32 is always made and proved: the others are made of it. Raises ExportError if it fails, or if nothing that
+    was asked for passes; WeightsError, ModelError. Then earlier files in these places are left as they were.
     """
     if not (run / CHECKPOINT).is_file():
         raise ExportError(f"{run}: no {CHECKPOINT} in it; name the folder of a finished `gender-batch train`")
     checkpoint = Checkpoint.load(run / CHECKPOINT)
-    pictures = held_out_pictures(run)
-    out = out or run / "model.onnx"
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        write_graph(checkpoint, temporary)
-        parity = compare(checkpoint, temporary, pictures)
-        if not parity.passed:
-            raise ExportError(f"the file does not give the checkpoint's answers ({parity}); it is not written")
-        card = out.with_suffix(".md")
-        served = Model(temporary)
-        text = model_card(served.metadata, parity, out.stem, served.digest())
-        os.replace(temporary, out)
-        card.write_text(text)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return Exported(out, card, parity)
-
-
-def held_out_pictures(run: Path) -> list[str]:
-    """Paths of readable pictures that the run did not train on, at most 256. Raises ExportError."""
-    root = Path(json.loads((run / CONFIG).read_text())["data"])
-    with (run / HELD_OUT).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        names = [row["path"] for row in csv.DictReader(file)]
-    step = max(1, len(names) // PARITY_PICTURES)
-    readable = []
-    for name in names[::step][:PARITY_PICTURES]:
-        path = str(root / name)
-        try:
-            read_picture(path)
-        except PictureError:
-            continue
-        readable.append(path)
-    if not readable:
+    pictures = held_out(run, checkpoint.labels, checkpoint.preprocessing)
+    if not pictures.proof:
         raise ExportError(
-            f"{root}: none of the run's held-out pictures is there any more; "
+            f"{run / CONFIG}: none of the held-out pictures of its data is there any more; "
             "the export is proved on them, so bring the folder back to where it was trained from"
         )
-    return readable
+    out = out or run / "model.onnx"
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp") as name:
+        folder = Path(name)
+        float32 = _float32(checkpoint, folder, pictures)
+        candidates, refused = [float32], []
+        lower = [precision for precision in dict.fromkeys(precisions) if precision is not Precision.FP32]
+        gate = _gate(checkpoint, pictures) if lower else None
+        for precision in lower:
+            result = _lower(float32.file, precision, gate)
+            if isinstance(result, _Candidate):
+                candidates.append(result)
+            else:
+                earlier = place(out, precision)
+                refused.append(Refused(precision, result, earlier if earlier.exists() else None))
+        wanted = [candidate for candidate in candidates if candidate.precision in precisions]
+        if not wanted:
+            raise ExportError("; ".join(f"{item.precision}: {item.reason}" for item in refused))
+
+        variants = _measure(candidates, wanted, out, pictures)
+        text = model_card(Model(float32.file).metadata, variants, pictures, out.stem)
+        (folder / "card").write_text(text)
+        # All have passed: from here on only renames.
+        for candidate in wanted:
+            os.replace(candidate.file, place(out, candidate.precision))
+        card = out.with_suffix(".md")
+        os.replace(folder / "card", card)
+    return Exported(
+        tuple(Written(item.precision, place(out, item.precision), str(item)) for item in wanted), tuple(refused), card
+    )
+
+
+def _float32(checkpoint: Checkpoint, folder: Path, pictures: HeldOut) -> _Candidate:
+    file = folder / f"{Precision.FP32}.onnx"
+    write_graph(checkpoint, file)
+    parity = compare(checkpoint, file, [picture.path for picture in pictures.proof])
+    if not parity.passed:
+        raise ExportError(f"the file does not give the checkpoint's answers ({parity}); it is not written")
+    return _Candidate(Precision.FP32, file, parity)
+
+
+def _gate(checkpoint: Checkpoint, pictures: HeldOut) -> _Gate | None:
+    """None where there are no pictures for it."""
+    if not pictures.calibration or not pictures.gate:
+        return None
+    paths = [picture.path for picture in pictures.gate]
+    spec = checkpoint.preprocessing
+    return _Gate(
+        paths,
+        [picture.label for picture in pictures.gate],
+        torch_probabilities(checkpoint, paths),
+        np.stack([spec.apply(spec.read(picture.path).image) for picture in pictures.calibration]),
+    )
+
+
+def _lower(float32: Path, precision: Precision, gate: _Gate | None) -> _Candidate | str:
+    """The candidate with the fewest float convolutions that passes, or why none does."""
+    if gate is None:
+        return "two readable validation pictures are needed, to calibrate and to prove; it is not written"
+    file = float32.with_name(f"{precision}.onnx")
+    for float_convolutions in FLOAT_CONVOLUTIONS[precision]:
+        if precision is Precision.FP16:
+            write_fp16(float32, file, float_convolutions)
+        else:
+            write_int8(float32, file, float_convolutions, gate.calibration)
+        try:
+            served = served_probabilities(_open(file, precision), gate.pictures)
+        except ModelError as error:
+            return f"{error}; it is not written"
+        proof = agreement(served, gate.expected, gate.truth, LIMITS[precision])
+        candidate = _Candidate(precision, file, proof, float_convolutions)
+        if proof.passed:
+            return candidate
+    return f"does not give the checkpoint's answers: {candidate}; it is not written"
+
+
+def _open(file: Path, precision: Precision) -> Model:
+    """On the device the precision is made for: float16 on a GPU if there is one."""
+    return Model(file, "auto" if precision is Precision.FP16 else "cpu")
+
+
+def _measure(
+    candidates: Sequence[_Candidate], wanted: Sequence[_Candidate], out: Path, pictures: HeldOut
+) -> list[Variant]:
+    """Each file's figures, from its own answers over the same pictures."""
+    paths = [picture.path for picture in pictures.figures]
+    truth = np.array([picture.label for picture in pictures.figures])
+    attributes = [picture.attributes for picture in pictures.figures]
+    variants = []
+    for candidate in candidates:
+        model = _open(candidate.file, candidate.precision)
+        labels = model.metadata.labels
+        probabilities = served_probabilities(model, paths)
+        answers = probabilities.argmax(1)
+        if candidate.precision is Precision.FP32:
+            float32 = answers
+        right = (answers == truth).tolist()
+        variants.append(
+            Variant(
+                precision=candidate.precision.value,
+                file=place(out, candidate.precision).name if candidate in wanted else None,
+                size=candidate.file.stat().st_size,
+                digest=model.digest(),
+                proof=str(candidate),
+                metrics=measure(probabilities, truth, labels, model.metadata.threshold),
+                agreement=Proportion(int((answers == float32).sum()), len(answers)),
+                groups=by_group(attributes, [labels[index] for index in truth], right),
+            )
+        )
+    return variants

@@ -1,4 +1,4 @@
-"""The gate: the checkpoint through torch and torchvision against the file through the path of `classify`."""
+"""The gates: the checkpoint through torch and torchvision against each file through the path of `classify`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,37 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms import v2
 
+from gender_batch.evaluation.metrics import Proportion
 from gender_batch.model.session import Model
 from gender_batch.pictures.preprocessing import Preprocessing, bound_aspect
 from gender_batch.pictures.read import read_picture
 from gender_batch.training.network import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
+from gender_batch_export.precision import Precision
 
 LARGEST_DIFFERENCE = 1e-4
 """Of a probability, between checkpoint and float32 model file."""
 
 BATCHES = (1, 2, 7)
 """Batch sizes that the file must serve with equal answers."""
+
+CONFIDENT = 0.8
+"""Probability from which an answer of the checkpoint may hardly ever change."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a lower precision must keep: shares of labels that stay, of all pictures and of those that the checkpoint
+    answers with at least 0.8, and the largest change of accuracy, 0..1, for better or worse."""
+
+    agreement: float
+    confident: float = 0.0
+    accuracy: float = 1.0
+
+
+LIMITS = {
+    Precision.FP16: Limits(agreement=0.999),
+    Precision.INT8: Limits(agreement=0.985, confident=0.998, accuracy=0.003),
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +83,70 @@ def compare(checkpoint: Checkpoint, file: Path, pictures: Sequence[str]) -> Pari
         differences.append(np.abs(served - expected))
         changed += int((served.argmax(1) != expected.argmax(1)).sum())
     return Parity(len(pictures), float(np.max(differences)), float(np.mean(differences)), changed)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The answers of a lower precision beside the checkpoint's, on the same pictures. An answer is the best label.
+
+    `confident` is the agreement on pictures that the checkpoint answers with at least 0.8. `right` and `expected` are
+    the accuracies of the file and of the checkpoint.
+    """
+
+    limits: Limits
+    agreement: Proportion
+    confident: Proportion
+    right: Proportion
+    expected: Proportion
+    finite: bool
+
+    @property
+    def passed(self) -> bool:
+        # In counts, so that exactly 0.3 points pass whatever a float makes of them.
+        pictures = self.agreement.total
+        return (
+            self.finite
+            and pictures > 0
+            and self.agreement.count >= round(self.limits.agreement * pictures, 6)
+            and self.confident.count >= round(self.limits.confident * self.confident.total, 6)
+            and abs(self.right.count - self.expected.count) <= round(self.limits.accuracy * pictures, 6)
+        )
+
+    def __str__(self) -> str:
+        if not self.finite:
+            return f"{self.agreement.total} pictures: probabilities that are no numbers"
+        sure = self.confident
+        return (
+            f"{self.agreement.total} pictures: same label on {self.agreement.value:.2%}, "
+            f"on {f'{sure.value:.2%}' if sure.total else 'none'} of the {sure.total} answered with at least "
+            f"{CONFIDENT:g}; accuracy {self.right.value:.2%}, checkpoint {self.expected.value:.2%}"
+        )
+
+
+def agreement(
+    served: NDArray[np.float32], expected: NDArray[np.float32], truth: Sequence[int], limits: Limits
+) -> Agreement:
+    """Probabilities (N, classes) of a file and of the checkpoint, and the true class indices (N,)."""
+    labels, best = expected.argmax(1), expected.max(1)
+    same = served.argmax(1) == labels
+    sure = best >= CONFIDENT
+    return Agreement(
+        limits,
+        agreement=Proportion(int(same.sum()), len(same)),
+        confident=Proportion(int((same & sure).sum()), int(sure.sum())),
+        right=Proportion(int((served.argmax(1) == np.asarray(truth)).sum()), len(same)),
+        expected=Proportion(int((labels == np.asarray(truth)).sum()), len(same)),
+        finite=bool(np.isfinite(served).all()),
+    )
+
+
+def served_probabilities(model: Model, pictures: Sequence[str]) -> NDArray[np.float32]:
+    """(N, classes) by the path of `classify`: each file through the model's own preprocessing and its session.
+
+    Raises PictureError for a picture that cannot be read.
+    """
+    spec = model.metadata.preprocessing
+    return np.concatenate([model.probabilities(spec.apply(spec.read(path).image)[np.newaxis]) for path in pictures])
 
 
 def torch_probabilities(checkpoint: Checkpoint, pictures: Sequence[str]) -> NDArray[np.float32]:

@@ -67,7 +67,7 @@ def classify(
     """
     from gender_batch.cli.progress import ScoringProgress
     from gender_batch.model.metadata import ModelError
-    from gender_batch.model.session import DEFAULT_MODEL, NoGpuError
+    from gender_batch.model.session import NoGpuError
     from gender_batch.outputs.publish import LockedError, is_own_file, locked, published
     from gender_batch.outputs.rows import write_rows
     from gender_batch.pictures.find import Walk
@@ -78,7 +78,7 @@ def classify(
     target = Path(out)
     suffix = ".csv" if out == STANDARD else _suffix(target)
     walk = Walk(recursive=not no_recursive, follow_links=follow_links)
-    options = Options(model or DEFAULT_MODEL, device, workers, picture_timeout)
+    options = Options(model, device, workers, picture_timeout)
     files = (path for path in _files(walk, paths, nul) if not is_own_file(path, target))
 
     summary = Summary()
@@ -93,6 +93,7 @@ def classify(
                 stack.enter_context(locked(target))
             scorer = stack.enter_context(Scorer(options))
             click.echo(f"device: {scorer.device.name} ({scorer.device.reason})", err=True)
+            click.echo(f"model: {scorer.model}", err=True)
             file = sys.stdout.buffer if out == STANDARD else stack.enter_context(published(target))
             labels = scorer.metadata.labels
             rows = stack.enter_context(write_rows(file, suffix, columns(labels)))

@@ -48,14 +48,15 @@ def evaluate(
     from gender_batch.evaluation.labelled import LabelsError
     from gender_batch.evaluation.labelled import evaluate as evaluate_labelled
     from gender_batch.model.metadata import ModelError
-    from gender_batch.model.session import DEFAULT_MODEL, NoGpuError
+    from gender_batch.model.session import NoGpuError
     from gender_batch.scoring.pool import PoolError
     from gender_batch.scoring.run import Options, Scorer
 
-    options = Options(model or DEFAULT_MODEL, device, workers)
+    options = Options(model, device, workers)
     try:
         with stopping_on_signals("Nothing was written."), Scorer(options) as scorer:
             click.echo(f"device: {scorer.device.name} ({scorer.device.reason})", err=True)
+            click.echo(f"model: {scorer.model}", err=True)
             with ScoringProgress() as progress:
                 result = evaluate_labelled(scorer, data, groups, progress.row)
     except NoGpuError as error:
@@ -114,8 +115,8 @@ def _write(result: Evaluation, out: Path, preprocessing: Preprocessing) -> None:
     plot_confusion(result.metrics.confusion, labels, out / "confusion.png")
     plot_reliability(bins, result.metrics.calibration_error, out / "reliability.png")
     answers = [
-        Answer(row.path, labels[truth], labels[answer], row.confidence or 0.0)
-        for row, truth, answer in zip(result.rows, result.truth, best, strict=True)
+        Answer(row.path, row.path, truth, row.probabilities, row.path)
+        for row, truth in zip(result.rows, result.truth, strict=True)
     ]
-    draw_gallery(answers, preprocessing, out / "gallery.png")
+    draw_gallery(answers, preprocessing, out / "gallery.png", labels)
     click.echo(f"metrics and plots in {out}")

@@ -55,7 +55,8 @@ class TrainingProgress:
             f"{epoch.phase} epoch {epoch.epoch}: "
             f"train loss {epoch.train_loss:.4f} accuracy {epoch.train_accuracy:.2%}, "
             f"validation loss {epoch.val_loss:.4f} accuracy {epoch.val_accuracy:.2%}, "
-            f"{epoch.seconds:.0f} s, {epoch.pictures_per_second:.0f} pictures/s{' (best)' if best else ''}"
+            f"{epoch.seconds:.0f} s, {epoch.pictures_per_second:.0f} pictures/s, "
+            f"{epoch.waiting:.0%} of it waiting for data{' (best)' if best else ''}"
         )
 
     def note(self, message: str) -> None:

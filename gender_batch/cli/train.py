@@ -72,6 +72,31 @@ if TYPE_CHECKING:
     "All pictures of a person stay in one split.",
 )
 @click.option(
+    "--labels",
+    "labels_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="CSV",
+    help="Column path, relative to DATA, and any of label, split (train, val, test) and group (the person); "
+    "other columns, age for instance, give tables in the report.",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(2),
+    metavar="K",
+    help="Cross-validate: train K times, each time tested on another part of the people.",
+)
+@click.option(
+    "--allow-leaks", is_flag=True, help="Go on although a photo or a person is on two sides of a given split."
+)
+@click.option(
+    "--target-precision",
+    default=0.98,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the answers that shall be right; below the threshold that reaches it on validation, "
+    "the answer is uncertain.",
+)
+@click.option(
     "--pictures",
     default="photo",
     show_default=True,
@@ -96,8 +121,9 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in RUN.")
 def train(
     data: Path, out: Path | None, init: Path | None, image_size: int, adapt_epochs: int, fine_epochs: int,
-    batch_size: int, lr_adapt: float, lr_fine: float, group_by: str | None, pictures: str,
-    attributions: tuple[str, ...], seed: int, device: str, resume: bool,
+    batch_size: int, lr_adapt: float, lr_fine: float, group_by: str | None, labels_file: Path | None,
+    folds: int | None, allow_leaks: bool, target_precision: float, pictures: str, attributions: tuple[str, ...],
+    seed: int, device: str, resume: bool,
 ) -> None:  # fmt: skip
     """Fine-tune MobileNetV2 on the labelled photos in DATA.
 
@@ -119,9 +145,20 @@ def train(
 
     order = run.Order(
         data=data,
-        recipe=Recipe(image_size, adapt_epochs, fine_epochs, batch_size, lr_adapt, lr_fine, seed=seed),
+        recipe=Recipe(
+            image_size=image_size,
+            adapt_epochs=adapt_epochs,
+            fine_epochs=fine_epochs,
+            batch_size=batch_size,
+            lr_adapt=lr_adapt,
+            lr_fine=lr_fine,
+            seed=seed,
+        ),
         init=init,
         group_by=group_by,
+        labels_file=labels_file,
+        allow_leaks=allow_leaks,
+        target_precision=target_precision,
         pictures=pictures,
         attributions=attributions,
     )
@@ -129,14 +166,27 @@ def train(
     again = f"--resume goes on after the last finished epoch: --out {folder} --resume"
     with stopping_on_signals(again), TrainingProgress(folder) as progress:
         try:
-            result = run.train(order, folder, machine, progress, resume, progress.reading)
+            if folds:
+                validated = run.cross_validate(order, folds, folder, machine, progress, resume, progress.reading)
+            else:
+                result = run.train(order, folder, machine, progress, resume, progress.reading)
         except run.RunError as error:
             fail(str(error), Exit.USAGE)
         except (DatasetError, WeightsError, FloatingPointError) as error:
             fail(str(error))
+    if folds:
+        low, high = validated.interval
+        click.echo(f"accuracies of the folds {', '.join(f'{accuracy:.2%}' for accuracy in validated.accuracies)}")
+        click.echo(f"mean accuracy {validated.mean:.2%}, 95% of resamples by group in [{low:.2%}, {high:.2%}]")
+        click.echo(f"reports and checkpoints in {folder}/fold-*; without --folds all the people train one model")
+        return
     click.echo(f"validation accuracy {result.val.accuracy}")
     if result.test:
         click.echo(f"test accuracy       {result.test.accuracy}")
+    if not result.threshold.reached:
+        click.echo(f"--target-precision {target_precision} is not reached at any threshold", err=True)
+    click.echo(f"uncertain below {result.threshold.value}: {(result.test or result.val).coverage} answered, "
+               f"{(result.test or result.val).decided_right} of those right")  # fmt: skip
     click.echo(f"report and checkpoint in {result.folder}; next: gender-batch export {result.folder}")
 
 

@@ -1,13 +1,14 @@
-"""A sheet of held-out pictures with the answers they got, the wrong ones framed in red."""
+"""Held-out pictures with the answers they got: which are worth seeing, how to show them, and all on one sheet."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from gender_batch.evaluation.text import printable
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
 
@@ -22,29 +23,59 @@ RIGHT, WRONG = "#2e7d32", "#c62828"
 
 @dataclass(frozen=True)
 class Answer:
-    """One picture's place on the sheet."""
+    """One held-out picture and its probabilities, by class.
+
+    It is read from `path` and shown as `name`; both may hold undecodable bytes as surrogates. `truth` is the index of
+    its label. `group` is its person, or the picture itself; `attributes` are what else is known of it.
+    """
 
     path: str
-    truth: str
-    answer: str
-    confidence: float
+    name: str
+    truth: int
+    probabilities: tuple[float, ...]
+    group: str
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def answer(self) -> int:
+        """Index of the most probable class."""
+        return self.probabilities.index(max(self.probabilities))
+
+    @property
+    def confidence(self) -> float:
+        """The largest probability."""
+        return max(self.probabilities)
 
     @property
     def right(self) -> bool:
         return self.truth == self.answer
 
 
-def choose(answers: Sequence[Answer]) -> list[Answer]:
-    """At most 64: half of them wrong, the most confident first, then right ones spread over all confidences."""
-    wrong = sorted((a for a in answers if not a.right), key=lambda a: -a.confidence)[: MOST // 2]
-    right = sorted((a for a in answers if a.right), key=lambda a: -a.confidence)
-    room = min(MOST - len(wrong), len(right))
-    return wrong + [right[number * len(right) // room] for number in range(room)]
+def confident_errors(answers: Sequence[Answer], most: int) -> list[Answer]:
+    """The wrong answers, the most confident first."""
+    return sorted((answer for answer in answers if not answer.right), key=lambda answer: -answer.confidence)[:most]
 
 
-def draw_gallery(answers: Sequence[Answer], preprocessing: Preprocessing, path: Path) -> None:
-    """Write the sheet. The pictures are shown as the network sees them."""
-    answers = choose(answers)
+def least_certain(answers: Sequence[Answer], most: int) -> list[Answer]:
+    """The answers of the smallest confidence, right or wrong, the smallest first."""
+    return sorted(answers, key=lambda answer: answer.confidence)[:most]
+
+
+def thumbnail(answer: Answer, preprocessing: Preprocessing, most: int) -> Image.Image:
+    """The picture as the network sees it, its side at most `most` pixels. Raises PictureError."""
+    image = Image.fromarray(preprocessing.apply(preprocessing.read(answer.path).image))
+    image.thumbnail((most, most))
+    return image
+
+
+def draw_gallery(
+    answers: Sequence[Answer], preprocessing: Preprocessing, path: Path, labels: Sequence[str] = ()
+) -> None:
+    """Write a sheet of right and wrong answers as PNG, the wrong ones framed in red.
+
+    Classes are named by `labels`, or by their index. The place of a picture that cannot be read stays empty.
+    """
+    answers = _choose(answers)
     cell = THUMBNAIL + 2 * FRAME
     rows = -(-len(answers) // COLUMNS) or 1
     sheet = Image.new("RGB", (COLUMNS * cell, rows * (cell + CAPTION)), "white")
@@ -55,10 +86,19 @@ def draw_gallery(answers: Sequence[Answer], preprocessing: Preprocessing, path: 
         colour = RIGHT if answer.right else WRONG
         draw.rectangle((x, y, x + cell - 1, y + cell - 1), fill=colour)
         try:
-            pixels = preprocessing.apply(preprocessing.read(answer.path).image)
+            image = thumbnail(answer, preprocessing, THUMBNAIL)
         except PictureError:
             continue
-        sheet.paste(Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL)), (x + FRAME, y + FRAME))
-        caption = f"{answer.answer} {answer.confidence:.2f}" + ("" if answer.right else f" (is {answer.truth})")
+        sheet.paste(image.resize((THUMBNAIL, THUMBNAIL)), (x + FRAME, y + FRAME))
+        answered, truth = (printable(labels[i]) if labels else str(i) for i in (answer.answer, answer.truth))
+        caption = f"{answered} {answer.confidence:.2f}" + ("" if answer.right else f" (label: {truth})")
         draw.text((x + FRAME, y + cell + 1), caption, fill=colour, font=font)
     sheet.save(path)
+
+
+def _choose(answers: Sequence[Answer]) -> list[Answer]:
+    """At most 64: half of them wrong, the most confident first, then right ones spread over all confidences."""
+    wrong = confident_errors(answers, MOST // 2)
+    right = sorted((answer for answer in answers if answer.right), key=lambda answer: -answer.confidence)
+    room = min(MOST - len(wrong), len(right))
+    return wrong + [right[number * len(right) // room] for number in range(room)]

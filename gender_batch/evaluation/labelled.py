@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gender_batch.evaluation.metrics import Metrics, Proportion, measure
+from gender_batch.evaluation.groups import Group, by_group
+from gender_batch.evaluation.metrics import Metrics, measure
 from gender_batch.pictures.find import Walk
 from gender_batch.prediction import Prediction, Status
 from gender_batch.scoring.run import Scorer
-
-MOST_VALUES = 50
-"""Different values past which a column of the groups file is no grouping but a measurement or a name."""
 
 
 class LabelsError(Exception):
@@ -25,21 +23,14 @@ class LabelsError(Exception):
 
 
 @dataclass(frozen=True)
-class Group:
-    """The pictures that share a value in a column of the groups file, or in two columns."""
-
-    column: str
-    value: str
-    accuracy: Proportion
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """`rows` and `truth` (class indices) go together; `failed` pictures have a row but no answer."""
+    """`rows`, `truth` (class indices) and `attributes` (of the groups file) go together; `failed` pictures have a
+    row but no answer."""
 
     metrics: Metrics
     rows: tuple[Prediction, ...]
     truth: tuple[int, ...]
+    attributes: tuple[Mapping[str, str], ...]
     failed: tuple[Prediction, ...]
     groups: tuple[Group, ...]
 
@@ -77,8 +68,9 @@ def evaluate(
     probabilities = np.array([row.probabilities for row in rows])
     metrics = measure(probabilities, truth, labels, scorer.metadata.threshold)
     right = probabilities.argmax(axis=1) == np.array(truth)
-    groups = _group(data, rows, [labels[index] for index in truth], right.tolist(), attributes, groups_file)
-    return Evaluation(metrics, tuple(rows), tuple(truth), tuple(failed), groups)
+    known = _known(data, rows, attributes, groups_file)
+    groups = by_group(known, [labels[index] for index in truth], right.tolist())
+    return Evaluation(metrics, tuple(rows), tuple(truth), tuple(known), tuple(failed), groups)
 
 
 def _root(data: Path, labels: tuple[str, ...]) -> Path:
@@ -98,37 +90,16 @@ def _read_groups(file: Path) -> dict[str, dict[str, str]]:
         return {row.pop("path"): {name: value for name, value in row.items() if name} for row in reader}
 
 
-def _group(
-    data: Path,
-    rows: Iterable[Prediction],
-    truth: list[str],
-    right: list[bool],
-    attributes: dict[str, dict[str, str]],
-    source: Path | None,
-) -> tuple[Group, ...]:
-    if source is None:
-        return ()
-    tally: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
-    found = 0
-    for row, label, is_right in zip(rows, truth, right, strict=True):
+def _known(
+    data: Path, rows: Sequence[Prediction], attributes: dict[str, dict[str, str]], source: Path | None
+) -> list[dict[str, str]]:
+    """The attributes of each row's picture; empty where the groups file does not name it."""
+    known = []
+    for row in rows:
         name = Path(row.path).relative_to(data)
-        known = attributes.get(str(name)) or attributes.get(str(Path(data.resolve().name) / name))
-        if known is None:
-            continue
-        found += 1
-        for column, value in known.items():
-            if value == label:
-                continue  # the label itself, which the table of classes tells
-            for key, kind in ((column, value), (f"{column} x label", f"{value}, {label}")):
-                tally[key][kind][0] += is_right
-                tally[key][kind][1] += 1
-    if not found:
+        known.append(attributes.get(str(name)) or attributes.get(str(Path(data.resolve().name) / name)) or {})
+    if source is not None and not any(known):
         raise LabelsError(
             f"{source}: none of its paths is a scored picture; they must be relative to {data} or its parent"
         )
-    return tuple(
-        Group(column, value, Proportion(*tally[column][value]))
-        for column in tally
-        if 1 < len(tally[column]) <= MOST_VALUES
-        for value in sorted(tally[column])
-    )
+    return known

@@ -1,17 +1,30 @@
-"""Figures as PNG files: learning curves, confusion matrix, reliability diagram. Needs matplotlib."""
+"""Figures of a training run and of its answers. `draw_*` gives a figure, `plot_*` writes a PNG. Needs matplotlib."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
+import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
-from gender_batch.evaluation.metrics import Integers
+from gender_batch.evaluation.groups import Group
+from gender_batch.evaluation.metrics import CALIBRATION_BINS, Floats, Integers, Proportion
+from gender_batch.evaluation.text import printable
 
 DPI = 130
+
+MOST_POINTS = 400
+"""Points drawn of a curve: more than the pixels of a figure can tell apart."""
+
+LONGEST_NAME = 32
+"""Characters of a class or a value beside an axis."""
+
+FIRST, SECOND, QUIET, GREY = "#2563eb", "#ea580c", "#6b7280", "#9ca3af"
 
 
 class Point(Protocol):
@@ -29,68 +42,167 @@ class Point(Protocol):
     def val_accuracy(self) -> float: ...
 
 
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG without a ground of its own, its letters drawn as outlines; the same for the same figure."""
+    file = BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "gender-batch", "svg.fonttype": "path"}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return file.getvalue()
+
+
 def plot_curves(history: Sequence[Point], path: Path) -> None:
+    draw_curves(history).savefig(path, dpi=DPI)
+
+
+def plot_confusion(confusion: Integers, labels: Sequence[str], path: Path) -> None:
+    draw_confusion(confusion, labels).savefig(path, dpi=DPI)
+
+
+def plot_reliability(bins: Sequence[tuple[int, float, float]], error: float, path: Path) -> None:
+    draw_reliability(bins, error).savefig(path, dpi=DPI)
+
+
+def draw_curves(history: Sequence[Point]) -> Figure:
     """Loss and accuracy over all epochs, each phase on a ground of its own."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     epochs = range(1, len(history) + 1)
     for axes, name, train, val in (
         (loss, "cross-entropy (nats)", [p.train_loss for p in history], [p.val_loss for p in history]),
         (accuracy, "accuracy", [p.train_accuracy for p in history], [p.val_accuracy for p in history]),
     ):
-        axes.plot(epochs, train, "o-", label="training (augmented)")
-        axes.plot(epochs, val, "o-", label="validation")
-        axes.set(xlabel="epoch", title=name)
-        axes.grid(alpha=0.3)
+        axes.plot(epochs, train, "o-", markersize=4, color=SECOND, label="training (augmented)")
+        axes.plot(epochs, val, "o-", markersize=4, color=FIRST, label="validation")
+        axes.set(xlabel="epoch", title=name, xlim=(0.5, max(len(history), 1) + 0.5))
         axes.locator_params(axis="x", integer=True)
+        _calm(axes)
         start = 0.5
         for number, (phase, points) in enumerate(groupby(history, key=lambda point: point.phase)):
             end = start + len(list(points))
-            axes.axvspan(start, end, color=f"C{number + 2}", alpha=0.08, label=phase)
+            axes.axvspan(start, end, color=f"C{number + 2}", alpha=0.1, linewidth=0, label=f"phase: {_name(phase)}")
             start = end
-    loss.legend()
-    figure.savefig(path, dpi=DPI)
+    accuracy.yaxis.set_major_formatter(_percent)
+    handles, names = loss.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    return figure
 
 
-def plot_confusion(confusion: Integers, labels: Sequence[str], path: Path) -> None:
+def draw_confusion(confusion: Integers, labels: Sequence[str]) -> Figure:
     """Counts and shares of the true class (rows) by the answered class (columns)."""
     figure = Figure(figsize=(2.4 + len(labels), 2 + len(labels)), layout="constrained")
     axes = figure.subplots()
     shares = confusion / confusion.sum(axis=1, keepdims=True).clip(min=1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks: Any = range(len(labels))
+    names = [_name(label) for label in labels]
     axes.set(xlabel="answered", ylabel="labelled")
-    axes.set_xticks(ticks, labels)
-    axes.set_yticks(ticks, labels)
+    axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 12 else 0)
+    axes.set_yticks(ticks, names)
     for row in ticks:
         for column in ticks:
             share = shares[row, column]
             text = f"{confusion[row, column]}\n{share:.1%}"
             axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.5 else "black")
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
-def plot_reliability(bins: Sequence[tuple[int, float, float]], error: float, path: Path) -> None:
-    """Accuracy against confidence; `bins` as from `calibration_bins`."""
-    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
+def draw_reliability(bins: Sequence[tuple[int, float, float]], error: float) -> Figure:
+    """Accuracy against confidence, with 95% intervals, above the number of pictures in each bin.
+
+    `bins` as from `calibration_bins`, `error` the expected calibration error.
+    """
+    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    counts = [count for count, _, _ in bins]
+    means = [mean for _, mean, _ in bins]
+    accuracies = [Proportion(round(accuracy * count), count) for count, _, accuracy in bins]
+    above.plot([0, 1], [0, 1], "--", color=QUIET, label="perfectly calibrated")
+    _with_intervals(above, means, accuracies, label="this model, with 95% intervals")
+    above.set(ylim=(0, 1.03), ylabel="accuracy", title=f"expected calibration error {error:.3f}")
+    above.legend(loc="upper left", frameon=False, fontsize="small")
+    centres = [(min(int(mean * CALIBRATION_BINS), CALIBRATION_BINS - 1) + 0.5) / CALIBRATION_BINS for mean in means]
+    bars = below.bar(centres, counts, width=0.9 / CALIBRATION_BINS, color=FIRST, alpha=0.5)
+    below.bar_label(bars, fontsize=6.5, padding=1)
+    below.margins(y=0.3)
+    below.set(xlabel="confidence", ylabel="pictures")
+    # Nothing is below 1/classes, and half an empty diagram tells nothing.
+    lowest = min(centres, default=0.5) - 0.5 / CALIBRATION_BINS
+    below.set_xlim(max(0, lowest - 0.02), 1.02)
+    for axes in (above, below):
+        _calm(axes)
+    return figure
+
+
+def draw_risk_coverage(coverage: Floats, risk: Floats, chosen: tuple[float, float] | None, target: float) -> Figure:
+    """The curve of `risk_coverage`; `chosen` is the (coverage, risk) at the threshold, `target` its precision."""
+    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     axes = figure.subplots()
-    total = sum(count for count, _, _ in bins)
-    axes.plot([0, 1], [0, 1], "--", color="grey", label="perfectly calibrated")
-    axes.plot([mean for _, mean, _ in bins], [accuracy for _, _, accuracy in bins], "o-", label="this model")
-    axes.bar(
-        [mean for _, mean, _ in bins],
-        [count / total for count, _, _ in bins],
-        width=0.02,
-        alpha=0.3,
-        label="share of pictures",
-    )
-    axes.set(
-        xlim=(0, 1),
-        ylim=(0, 1),
-        xlabel="confidence",
-        ylabel="accuracy",
-        title=f"expected calibration error {error:.3f}",
-    )
-    axes.legend()
+    shown = np.unique(np.linspace(0, len(coverage) - 1, min(MOST_POINTS, len(coverage))).round().astype(int))
+    axes.plot(coverage[shown], risk[shown], color=FIRST, label="answering the most confident")
+    axes.axhline(1 - target, linestyle="--", color=QUIET, label=f"target: {100 * (1 - target):.3g}% wrong")
+    if chosen:
+        axes.plot(*chosen, "o", markersize=8, color=SECOND, label=f"threshold: {chosen[0]:.1%} answered")
+    # The most confident few are too few to measure a risk on; they must not set the scale.
+    measured = risk[coverage >= 0.05]
+    axes.set(xlim=(0, 1.02), xlabel="coverage: share answered", ylabel="risk: share of these that is wrong")
+    axes.set_ylim(0, 1.25 * max([1 - target, *measured, *(chosen or (0, 0))[1:]], default=1) or 1)
+    axes.xaxis.set_major_formatter(_percent)
+    axes.yaxis.set_major_formatter(_percent)
+    axes.legend(loc="upper left", frameon=False, fontsize="small")
+    _calm(axes)
+    return figure
+
+
+def draw_groups(groups: Sequence[Group], overall: float, lowest: float, fewest: int) -> Figure:
+    """Accuracy of each group with its 95% interval, a line at the accuracy of all pictures.
+
+    The axis goes from `lowest` to 1; an accuracy below it is a triangle at its end. Groups of fewer than `fewest`
+    pictures are grey.
+    """
+    figure = Figure(figsize=(5.6, 0.9 + 0.24 * len(groups)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(overall, linestyle="--", color=QUIET, linewidth=1)
+    for place, group in enumerate(groups):
+        value, colour = group.accuracy.value, FIRST if group.accuracy.total >= fewest else GREY
+        axes.hlines(place, *group.accuracy.interval, color=colour, linewidth=2, alpha=0.5)
+        axes.plot(max(value, lowest), place, "o" if value >= lowest else "<", color=colour, markersize=5, clip_on=False)
+    axes.set_yticks(range(len(groups)), [_name(group.value) for group in groups])
+    axes.set(xlim=(lowest, 1), ylim=(len(groups) - 0.4, -0.6), xlabel="accuracy, 95% interval; dashed: all pictures")
+    axes.xaxis.set_major_formatter(_percent)
+    axes.tick_params(axis="y", length=0)
+    _calm(axes)
+    return figure
+
+
+def draw_scales(scales: Sequence[float], accuracies: Sequence[Proportion]) -> Figure:
+    """Accuracy with its 95% interval against the size of the face."""
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    axes = figure.subplots()
+    _with_intervals(axes, scales, accuracies)
+    axes.set(xlabel="size of the face, as a share of the picture", ylabel="accuracy, 95% interval")
+    axes.set_xlim(0, max(1.0, *scales) + 0.02)
+    axes.yaxis.set_major_formatter(_percent)
+    _calm(axes)
+    return figure
+
+
+def _with_intervals(axes: Any, places: Sequence[float], values: Sequence[Proportion], label: str | None = None) -> None:
+    low, high = zip(*(value.interval for value in values), strict=True) if values else ((), ())
+    axes.vlines(places, low, high, color=FIRST, linewidth=2, alpha=0.4)
+    axes.plot(places, [value.value for value in values], "o-", markersize=4, color=FIRST, label=label)
+
+
+def _calm(axes: Any) -> None:
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=DPI)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _percent(share: float, _: float) -> str:
+    return f"{100 * share:.4g}%"
+
+
+def _name(text: str) -> str:
+    """Short, printable, and no formula: matplotlib sets what is between two dollars as one."""
+    text = printable(text)
+    return (text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…").replace("$", r"\$")

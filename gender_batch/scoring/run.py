@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gender_batch.model.metadata import Metadata
-from gender_batch.model.session import DEFAULT_MODEL, Device, Model
+from gender_batch.model.session import Device, Model
 from gender_batch.prediction import PROBABILITY_DIGITS, Prediction, Status, decide
 from gender_batch.scoring.pool import WorkerPool
 from gender_batch.scoring.worker import Outcome, Read, ReadAndInfer
@@ -22,9 +22,10 @@ GPU_BATCH = 64
 
 @dataclass(frozen=True)
 class Options:
-    """How to score. `workers` None: one process per core this program may use."""
+    """How to score. `workers` None: one process per core this program may use. `model` None: the program's own, in
+    the precision that suits the device."""
 
-    model: Path = DEFAULT_MODEL
+    model: Path | None = None
     device: str = "auto"
     workers: int | None = None
     picture_timeout: float = 30.0
@@ -63,10 +64,15 @@ class Scorer:
         factory = (
             Read(self.metadata.preprocessing)
             if self.device.name == "cuda"
-            else ReadAndInfer(options.model, self.metadata.preprocessing)
+            else ReadAndInfer(self.model, self.metadata.preprocessing)
         )
         self.workers = options.workers or usable_cores()
         self._pool = WorkerPool(factory, self.workers, options.picture_timeout)
+
+    @property
+    def model(self) -> Path:
+        """The model file that is really used, by this process and by its workers."""
+        return self._model.path
 
     @property
     def metadata(self) -> Metadata:

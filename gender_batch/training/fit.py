@@ -5,39 +5,64 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.transforms import v2
 
 from gender_batch.outputs.publish import published
 from gender_batch.pictures.preprocessing import Preprocessing
-from gender_batch.training.dataset import Dataset, Sample
-from gender_batch.training.loading import EvaluationPictures, TrainingPictures, batches
+from gender_batch.training.augmentation import Augmentation
+from gender_batch.training.loading import Squares, batches
 from gender_batch.training.network import Network
 
-WEIGHT_DECAY = 0.01
-LABEL_SMOOTHING = 0.05
 WARM_UP = 0.1
 """Share of the fine-tuning steps over which the rate rises from zero."""
+
+REPORT_EVERY = 10
+"""Steps between two words to the watcher."""
+
+AVERAGED_EPOCHS = 0.5
+"""Epochs over which the moving average of the weights reaches back."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the result of a training run, besides the data."""
+    """All that decides the result of a training run, besides the data.
+
+    benchmarks/ablation.py measures what each ingredient is worth; those of no use there are off.
+    """
 
     image_size: int = 224
+    train_size: int | None = None
+    """Side of the training pictures; None: `image_size`."""
     adapt_epochs: int = 5
     fine_epochs: int = 15
     batch_size: int = 32
     lr_adapt: float = 3e-3
     lr_fine: float = 3e-4
+    layer_decay: float = 1.0
+    """Rate of each block of the features, as a share of the next one's (Howard and Ruder 2018); 1: all learn alike."""
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.05
+    mixup: float = 0.0
+    """Both parameters of the beta distribution of the mixing share (Zhang et al. 2018); 0: off."""
+    cutmix: float = 0.0
+    """The same for patches instead of blends (Yun et al. 2019)."""
+    average: bool = True
+    """Judge and keep an exponential moving average of the weights, not the last ones."""
+    class_weights: bool = False
+    """Weigh the loss by the inverse frequency of the classes."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
     patience: int = 6
     seed: int = 0
 
@@ -46,10 +71,20 @@ class Recipe:
         """The centre crop keeps 15/16 of the shorter side: faces sit in the middle, hair and chin near the edge."""
         return Preprocessing(size=self.image_size, resize=round(self.image_size * 16 / 15))
 
+    @property
+    def size_in_training(self) -> int:
+        return self.train_size or self.image_size
+
+    @property
+    def source(self) -> Preprocessing:
+        """What augmentation draws from: the whole square, large enough that most crops are made of real pixels."""
+        side = round(self.size_in_training * 5 / 4)
+        return Preprocessing(size=side, resize=side)
+
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it runs: a torch device, and the number of processes that decode and augment."""
+    """Where it runs: a torch device, and the number of processes that decode what does not fit into the cache."""
 
     device: torch.device
     workers: int
@@ -77,6 +112,8 @@ class Epoch:
     val_accuracy: float
     seconds: float
     pictures_per_second: float
+    waiting: float
+    """Share of the training time spent waiting for pictures, 0..1."""
 
 
 class Phase(StrEnum):
@@ -106,6 +143,7 @@ class State:
     stale_epochs: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     history: list[Epoch] = field(default_factory=list)
@@ -122,11 +160,20 @@ class State:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """Pictures and their class indices (N,), int64."""
+
+    squares: Squares
+    truth: Tensor
+
+
+@dataclass(frozen=True)
 class _Training:
     """What stays the same over both phases."""
 
     network: Network
-    data: Dataset
+    train: Labelled
+    val: Labelled
     recipe: Recipe
     machine: Machine
     state: State
@@ -135,32 +182,39 @@ class _Training:
 
 
 def fit(
-    network: Network, data: Dataset, recipe: Recipe, machine: Machine, state_file: Path, watcher: Watcher
+    network: Network,
+    train: Labelled,
+    val: Labelled,
+    recipe: Recipe,
+    machine: Machine,
+    state_file: Path,
+    watcher: Watcher,
 ) -> list[Epoch]:
     """Train `network` in place to the weights of its best validation loss; returns the history.
 
-    Goes on from `state_file` where there is one. The order of what follows is important.
+    `train` holds squares of `recipe.source`, `val` those of `recipe.preprocessing`. Goes on from `state_file` where
+    there is one. The order of what follows is important.
     """
     state = State.load(state_file) if state_file.exists() else State()
-    training = _Training(network.to(machine.device), data, recipe, machine, state, state_file, watcher)
+    training = _Training(network.to(machine.device), train, val, recipe, machine, state, state_file, watcher)
     # Vanishing gradients become denormal numbers, on which a CPU is many times slower.
     torch.set_flush_denormal(True)
 
     # 1. Adaptation: only the head learns. The features keep their weights and their batch-norm statistics.
     if state.phase == Phase.ADAPTATION:
         network.features.requires_grad_(False)
-        head = [{"params": list(network.head.parameters())}]
-        _run_phase(training, head, recipe.adapt_epochs, recipe.lr_adapt)
+        head = [{"params": list(network.head.parameters()), "lr": recipe.lr_adapt}]
+        _run_phase(training, head, recipe.adapt_epochs)
         # 2. Fine-tuning starts from the best head, not from the last.
         if state.best_weights:
             network.load_state_dict(state.best_weights)
         state.phase, state.epoch, state.stale_epochs = Phase.FINE_TUNING.value, 0, 0
-        state.weights, state.optimizer, state.scaler = _copy(network), {}, {}
+        state.weights, state.average, state.optimizer, state.scaler = _copy(network), {}, {}, {}
         state.save(state_file)
 
     # 3. Fine-tuning: all weights learn at a small rate, warmed up and then decayed along a cosine.
     network.features.requires_grad_(True)
-    _run_phase(training, _decayed_and_not(network), recipe.fine_epochs, recipe.lr_fine)
+    _run_phase(training, _fine_tuned(network, recipe), recipe.fine_epochs)
 
     # 4. The best epoch of both phases is the result.
     if state.best_weights:
@@ -169,17 +223,27 @@ def fit(
     return state.history
 
 
-def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: int, rate: float) -> None:
+def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: int) -> None:
     """Epochs of the state's phase, from the state's epoch on, with early stopping."""
-    network, data, recipe, machine = training.network, training.data, training.recipe, training.machine
+    network, recipe, machine = training.network, training.recipe, training.machine
     state, watcher = training.state, training.watcher
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=WEIGHT_DECAY)
+    steps = max(1, len(training.train.truth) // recipe.batch_size)
+    optimizer = torch.optim.AdamW(parameters, weight_decay=recipe.weight_decay)
+    scheduled = state.phase == Phase.FINE_TUNING
+    rates = [group["lr"] for group in optimizer.param_groups]
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == torch.float16)
     if state.weights:
         network.load_state_dict(state.weights)
+    decay = 1 - 1 / (1 + AVERAGED_EPOCHS * steps)
+    moving = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    average = AveragedModel(network, multi_avg_fn=moving, use_buffers=True)
     if state.optimizer:
+        average.load_state_dict(state.average)
         optimizer.load_state_dict(state.optimizer)
         scaler.load_state_dict(state.scaler)
+    judged = cast(Network, average.module) if recipe.average else network
+    mix = _mixing(recipe, network.classes)
+    weights = _class_weights(training.train.truth, network.classes).to(machine.device) if recipe.class_weights else None
     phase_number = list(Phase).index(Phase(state.phase))
 
     while state.epoch < epochs:
@@ -188,52 +252,53 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
             break
         started = time.monotonic()
         seed = (recipe.seed, phase_number, state.epoch)
-        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))  # dropout
+        # Augmentation, mixing and dropout: a resumed run draws what an undisturbed one would have.
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         network.train()
         if state.phase == Phase.ADAPTATION:
             network.features.eval()  # batch-norm statistics frozen too
-        pictures = TrainingPictures(
-            [data.path(sample) for sample in data.train],
-            [sample.label for sample in data.train],
-            recipe.image_size,
-            recipe.preprocessing.resize,
-            seed,
-        )
-        steps = max(1, len(pictures) // recipe.batch_size)
-        loss_sum, right, seen = 0.0, 0, 0
-        for step, (images, labels) in enumerate(
-            batches(pictures, recipe.batch_size, machine.workers, seed, machine.device.type == "cuda")
-        ):
-            if state.phase == Phase.FINE_TUNING:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * schedule((state.epoch * steps + step) / (epochs * steps))
-            images = images.to(machine.device, non_blocking=True)
-            labels = labels.to(machine.device, non_blocking=True)
+        loss_sum, right, seen = torch.zeros((), device=machine.device), torch.zeros((), device=machine.device), 0
+        waited = _Waiting(batches(training.train.squares, recipe.batch_size, machine.workers, machine.device, seed))
+        for step, (pictures, indices) in enumerate(waited):
+            if scheduled:
+                share = schedule((state.epoch * steps + step) / (epochs * steps))
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * share
+            labels = training.train.truth[indices].to(machine.device, non_blocking=True)
+            pictures = recipe.augmentation(pictures, recipe.size_in_training)
+            targets = labels
+            if mix is not None:
+                mixed, targets = mix(pictures.permute(0, 3, 1, 2), labels)
+                pictures = mixed.permute(0, 2, 3, 1)
             with machine.autocast():
-                logits = network(images)
-            loss = functional.cross_entropy(logits.float(), labels, label_smoothing=LABEL_SMOOTHING)
+                logits = network(pictures)
+            loss = functional.cross_entropy(logits.float(), targets, weights, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             scaler.step(optimizer)
             scaler.update()
-            loss_sum += float(loss.detach()) * len(labels)
-            right += int((logits.argmax(1) == labels).sum())
+            average.update_parameters(network)
+            # Sums stay on the device: reading them at every step would make a GPU wait.
+            loss_sum += loss.detach() * len(labels)
+            right += (logits.detach().argmax(1) == labels).sum()
             seen += len(labels)
-            watcher.batch(state.phase, state.epoch + 1, step + 1, steps, loss_sum / seen)
+            if step % REPORT_EVERY == 0 or step == steps - 1:
+                watcher.batch(state.phase, state.epoch + 1, step + 1, steps, float(loss_sum) / seen)
+        train_loss, train_accuracy = float(loss_sum) / seen, float(right) / seen
         trained = time.monotonic()
 
-        val_logits = predict_logits(network, data, data.val, recipe.preprocessing, machine)
-        val_labels = torch.tensor([sample.label for sample in data.val])
-        val_loss = float(functional.cross_entropy(torch.from_numpy(val_logits), val_labels))
+        val_logits = predict_logits(judged, training.val.squares, machine)
+        val_loss = float(functional.cross_entropy(torch.from_numpy(val_logits), training.val.truth))
         epoch = Epoch(
             phase=state.phase,
             epoch=state.epoch + 1,
-            train_loss=loss_sum / seen,
-            train_accuracy=right / seen,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
             val_loss=val_loss,
-            val_accuracy=float((val_logits.argmax(1) == val_labels.numpy()).mean()),
+            val_accuracy=float((val_logits.argmax(1) == training.val.truth.numpy()).mean()),
             seconds=time.monotonic() - started,
             pictures_per_second=seen / (trained - started),
+            waiting=waited.seconds / (trained - started),
         )
         if not math.isfinite(epoch.train_loss) or not math.isfinite(val_loss):
             raise FloatingPointError(
@@ -241,17 +306,28 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
             )
         best = val_loss < state.best_loss
         if best:
-            state.best_loss, state.best_weights = val_loss, _copy(network)
+            state.best_loss, state.best_weights = val_loss, _copy(judged)
         state.stale_epochs = 0 if best else state.stale_epochs + 1
         state.epoch += 1
         state.history.append(epoch)
-        state.weights, state.optimizer, state.scaler = (
-            _copy(network),
-            optimizer.state_dict(),
-            scaler.state_dict(),
-        )
+        state.weights, state.average = _copy(network), average.state_dict()
+        state.optimizer, state.scaler = optimizer.state_dict(), scaler.state_dict()
         state.save(training.state_file)
         watcher.epoch(epoch, best)
+
+
+class _Waiting:
+    """Batches, and how long in seconds was waited for them."""
+
+    def __init__(self, source: Iterable[tuple[Tensor, Tensor]]) -> None:
+        self.source, self.seconds = source, 0.0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        asked = time.monotonic()
+        for batch in self.source:
+            self.seconds += time.monotonic() - asked
+            yield batch
+            asked = time.monotonic()
 
 
 def schedule(progress: float) -> float:
@@ -263,22 +339,18 @@ def schedule(progress: float) -> float:
 
 def predict_logits(
     network: Network,
-    data: Dataset,
-    samples: tuple[Sample, ...],
-    preprocessing: Preprocessing,
+    squares: Squares,
     machine: Machine,
     batch_size: int = 64,
+    view: Callable[[Tensor], Tensor] = lambda pictures: pictures,
 ) -> NDArray[np.float32]:
-    """Logits (N, classes) of the samples in evaluation mode and full precision."""
-    pictures = EvaluationPictures(
-        [data.path(sample) for sample in samples], [sample.label for sample in samples], preprocessing
-    )
+    """Logits (N, classes) of the pictures, each batch as `view` shows it, in evaluation mode and full precision."""
     network.eval()
     outputs: list[NDArray[np.float32]] = []
     with torch.inference_mode():
-        for images, _ in batches(pictures, batch_size, machine.workers, None, machine.device.type == "cuda"):
-            outputs.append(network(images.to(machine.device)).float().cpu().numpy())
-    return np.concatenate(outputs) if outputs else np.zeros((0, 0), np.float32)
+        for pictures, _ in batches(squares, batch_size, machine.workers, machine.device):
+            outputs.append(network(view(pictures)).float().cpu().numpy())
+    return np.concatenate(outputs) if outputs else np.zeros((0, network.classes), np.float32)
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
@@ -298,13 +370,31 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     return float(log_temperature.detach().exp().clamp(0.05, 20.0))
 
 
-def _decayed_and_not(network: nn.Module) -> list[dict[str, Any]]:
-    """Weight decay for matrices and kernels, none for biases and batch norms, as is usual."""
-    parameters = list(network.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1]},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def _fine_tuned(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
+    """All parameters, with the rate of their depth; weight decay for matrices and kernels, none for biases and
+    batch norms, as is usual."""
+    blocks = [*network.features.children(), network.head]
+    groups = []
+    for depth, block in enumerate(reversed(blocks)):
+        rate = recipe.lr_fine * recipe.layer_decay**depth
+        parameters = list(block.parameters())
+        groups.append({"params": [p for p in parameters if p.ndim > 1], "lr": rate})
+        groups.append({"params": [p for p in parameters if p.ndim <= 1], "lr": rate, "weight_decay": 0.0})
+    return groups
+
+
+def _mixing(recipe: Recipe, classes: int) -> nn.Module | None:
+    chosen: list[nn.Module] = []
+    if recipe.mixup:
+        chosen.append(v2.MixUp(alpha=recipe.mixup, num_classes=classes))
+    if recipe.cutmix:
+        chosen.append(v2.CutMix(alpha=recipe.cutmix, num_classes=classes))
+    return v2.RandomChoice(chosen) if chosen else None
+
+
+def _class_weights(truth: Tensor, classes: int) -> Tensor:
+    """Weights (classes,) that make every class count alike, 1 on average over the pictures."""
+    return len(truth) / (classes * torch.bincount(truth, minlength=classes).clamp(min=1).float())
 
 
 def _copy(network: Network) -> dict[str, Tensor]:

@@ -1,94 +1,94 @@
-"""Feed the network: batches of augmented pictures to train on, of plainly preprocessed ones to judge by."""
+"""Feed the network: every picture once as a square of pixels, kept where they fit, drawn in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from gender_batch.pictures.preprocessing import Pixels, Preprocessing
-from gender_batch.pictures.read import read_picture
 
-Item = tuple[Pixels, int]
-Batch = tuple[Tensor, Tensor]
-"""uint8 pictures (N, size, size, 3) and int64 labels (N,)."""
+LARGEST_CACHE = 0.5
+"""Share of the free disk that the cache may take."""
 
 
-def augmentation(size: int) -> v2.Compose:
-    """Random rotation, resized crop, horizontal flip and colour jitter of a Pillow picture, to size x size."""
-    return v2.Compose(
-        [
-            v2.RandomRotation(15, interpolation=v2.InterpolationMode.BILINEAR),
-            v2.RandomResizedCrop(size, scale=(0.5, 1.0)),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
-        ]
-    )
+class Squares(Dataset[Tensor]):
+    """Pictures exactly as `preprocessing` gives them, asked for by lists of indices: uint8 (N, size, size, 3).
 
-
-class TrainingPictures(Dataset[Item]):
-    """Augmented pictures of one epoch.
-
-    What happens to a picture depends on the seed, the epoch and its index alone, not on the loading process
-    that draws it: any number of workers, and a resumed run, see the same pictures.
+    Decoded once into a memory-mapped file without a name in `folder`, which goes when the process does, if half of
+    the free disk holds it; else decoded whenever they are asked for.
     """
 
-    def __init__(self, paths: Sequence[str], labels: Sequence[int], size: int, resize: int, seed: tuple[int, ...]):
-        self.paths, self.labels, self.seed = paths, labels, seed
-        # A crop of half the area, enlarged to the network's size, should still be made of real pixels.
-        self.shorter_side = resize * 3 // 2
-        self.transform = augmentation(size)
+    def __init__(
+        self,
+        paths: Sequence[str],
+        preprocessing: Preprocessing,
+        folder: Path,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.paths, self.preprocessing = paths, preprocessing
+        shape = (len(paths), preprocessing.size, preprocessing.size, 3)
+        size = int(np.prod(shape))
+        self.cache: Pixels | None = None
+        if 0 < size <= LARGEST_CACHE * shutil.disk_usage(folder).free:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a SIGBUS later
+                self.cache = np.ndarray(shape, np.uint8, mmap.mmap(file.fileno(), size))
+            with ThreadPoolExecutor() as pool:
+                for index, pixels in enumerate(pool.map(self._decode, range(len(paths)))):
+                    self.cache[index] = pixels
+                    advance(1)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Item:
-        image: Image.Image = read_picture(self.paths[index], self.shorter_side).image
-        # Bound the work on pictures that cannot be decoded at a reduced scale.
-        image.thumbnail((4 * self.shorter_side, 4 * self.shorter_side))
-        state = np.random.SeedSequence([*self.seed, index]).generate_state(1, np.uint64)[0]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(state))
-            image = self.transform(image)
-        return np.array(image), self.labels[index]
+    def __getitem__(self, indices: Sequence[int]) -> Tensor:
+        if self.cache is None:
+            return torch.from_numpy(np.stack([self._decode(index) for index in indices]))
+        return torch.from_numpy(self.cache[indices])
+
+    def _decode(self, index: int) -> Pixels:
+        return self.preprocessing.apply(self.preprocessing.read(self.paths[index]).image)
 
 
-class EvaluationPictures(Dataset[Item]):
-    """Pictures exactly as `classify` would give them to the network."""
+class _Indexed(Dataset[tuple[Tensor, Tensor]]):
+    """Batches together with the indices they were asked for by."""
 
-    def __init__(self, paths: Sequence[str], labels: Sequence[int], preprocessing: Preprocessing):
-        self.paths, self.labels, self.preprocessing = paths, labels, preprocessing
+    def __init__(self, squares: Squares) -> None:
+        self.squares = squares
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Item:
-        picture = self.preprocessing.read(self.paths[index])
-        return self.preprocessing.apply(picture.image).copy(), self.labels[index]
+    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self.squares[indices], torch.tensor(indices)
 
 
 def batches(
-    dataset: Dataset[Item], batch_size: int, workers: int, seed: tuple[int, ...] | None, pin_memory: bool
-) -> Iterator[Batch]:
-    """The dataset in batches: shuffled by `seed` and without the odd rest, or in order and whole without one."""
-    generator = None
+    squares: Squares, batch_size: int, workers: int, device: torch.device, seed: tuple[int, ...] | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(pictures on the device, their indices), shuffled by `seed` and without the odd rest, or in order and whole."""
+    sampler: SequentialSampler | RandomSampler = SequentialSampler(squares)
     if seed is not None:
         state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(state))
-    length = len(dataset)  # type: ignore[arg-type]
-    loader = DataLoader(
-        dataset,
-        batch_size,
-        shuffle=seed is not None,
-        generator=generator,
-        num_workers=workers,
-        # Batch statistics of one or two odd pictures would be noise.
-        drop_last=seed is not None and length >= batch_size,
-        pin_memory=pin_memory,
+        sampler = RandomSampler(squares, generator=torch.Generator().manual_seed(int(state)))
+    # Batch statistics of one or two odd pictures would be noise.
+    drop = seed is not None and len(squares) >= batch_size
+    gpu = device.type == "cuda"
+    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        _Indexed(squares),
+        batch_size=None,
+        sampler=BatchSampler(sampler, batch_size, drop),
+        # Gathering from memory is quicker than handing it between processes, except beside a GPU that must not wait.
+        num_workers=(count := workers if squares.cache is None else 2 * gpu),
+        multiprocessing_context="fork" if count else None,
+        pin_memory=gpu,
     )
-    yield from loader
+    for pictures, indices in loader:
+        yield pictures.to(device, non_blocking=True), indices

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,23 @@ from numpy.typing import NDArray
 
 from gender_batch import __version__
 from gender_batch.evaluation.gallery import Answer, draw_gallery
-from gender_batch.evaluation.metrics import Metrics, measure
+from gender_batch.evaluation.groups import by_group
+from gender_batch.evaluation.metrics import (
+    Metrics,
+    Proportion,
+    Threshold,
+    choose_threshold,
+    grouped_accuracy_interval,
+    measure,
+)
 from gender_batch.evaluation.plots import plot_confusion, plot_curves
-from gender_batch.training.dataset import Dataset, Sample, load_dataset
-from gender_batch.training.fit import Machine, Recipe, Watcher, fit, fit_temperature, predict_logits
+from gender_batch.evaluation.report import Report, ScalePoint, write_report
+from gender_batch.pictures.preprocessing import Preprocessing
+from gender_batch.pictures.read import PictureError
+from gender_batch.training.augmentation import zoom_out
+from gender_batch.training.dataset import Dataset, DatasetError, Sample, folds, load_dataset
+from gender_batch.training.fit import Epoch, Labelled, Machine, Recipe, Watcher, fit, fit_temperature, predict_logits
+from gender_batch.training.loading import Squares
 from gender_batch.training.network import (
     DOWNLOADED_ATTRIBUTION,
     Checkpoint,
@@ -31,9 +45,14 @@ CONFIG = "config.json"
 STATE = "state.pt"
 HELD_OUT = "heldout.csv"
 METRICS = "metrics.json"
+REPORT = "report.html"
+FOLDS = "folds.json"
 
-UNCERTAIN_BELOW = 0.55
-"""Best probability under which the answer is `uncertain`."""
+FACE_SCALES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25)
+"""Sides of the picture in the frame, as shares of the frame's, at which accuracy is measured."""
+
+SCALED_PICTURES = 2000
+"""Most pictures for that."""
 
 
 class RunError(Exception):
@@ -48,6 +67,9 @@ class Order:
     recipe: Recipe
     init: Path | None = None
     group_by: str | None = None
+    labels_file: Path | None = None
+    allow_leaks: bool = False
+    target_precision: float = 0.98
     pictures: str = "photo"
     attributions: tuple[str, ...] = ()
 
@@ -56,6 +78,9 @@ class Order:
             "data": str(self.data.resolve()),
             "init": str(self.init.resolve()) if self.init else None,
             "group_by": self.group_by,
+            "labels_file": str(self.labels_file.resolve()) if self.labels_file else None,
+            "allow_leaks": self.allow_leaks,
+            "target_precision": self.target_precision,
             "pictures": self.pictures,
             "attributions": list(self.attributions),
             **asdict(self.recipe),
@@ -64,11 +89,31 @@ class Order:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of it. `test` is None where no picture was left for a test."""
+    """What came of it. `test` is None where no picture was left for a test; `answers` are those of the last split."""
 
     folder: Path
     val: Metrics
     test: Metrics | None
+    threshold: Threshold
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """Results of all folds, every picture tested once. `interval`: 95%, from resampling groups, 0..1."""
+
+    folder: Path
+    results: tuple[Result, ...]
+    interval: tuple[float, float]
+
+    @property
+    def accuracies(self) -> list[float]:
+        return [result.test.accuracy.value for result in self.results if result.test]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the folds' accuracies, 0..1."""
+        return float(np.mean(self.accuracies))
 
 
 def train(
@@ -85,65 +130,204 @@ def train(
     Raises RunError, DatasetError, WeightsError, FloatingPointError.
     """
     _prepare(folder, order, resume)
-    torch.manual_seed(order.recipe.seed)
-    network = Network(1)  # checked before the pictures are read: a wrong --init should not cost minutes
-    load_initial_weights(network, order.init)
+    return _train_on(_load(order, watcher, reading), order, folder, machine, watcher)
 
-    data = load_dataset(order.data, order.group_by, order.recipe.seed, reading)
+
+def cross_validate(
+    order: Order,
+    count: int,
+    folder: Path,
+    machine: Machine,
+    watcher: Watcher,
+    resume: bool = False,
+    reading: Callable[[int], None] = lambda _: None,
+) -> CrossValidation:
+    """Train `count` times as ordered, each time tested on another part of the groups; a run per fold in `folder`.
+
+    With `resume` finished folds are trained again from their last state only if they left one. Raises as `train`.
+    """
+    data = _load(order, watcher, reading)
+    results = []
+    for number, fold in enumerate(folds(data, count, order.recipe.seed), 1):
+        watcher.note(f"fold {number} of {count}")
+        part = folder / f"fold-{number}"
+        _prepare(part, order, resume and (part / STATE).exists())
+        results.append(_train_on(fold, order, part, machine, watcher))
+    answers = [answer for result in results for answer in result.answers]
+    interval = grouped_accuracy_interval(
+        np.array([answer.right for answer in answers]), [answer.group for answer in answers], order.recipe.seed
+    )
+    validated = CrossValidation(folder, tuple(results), interval)
+    content = {
+        "folds": validated.accuracies,
+        "mean_accuracy": validated.mean,
+        "interval_95": list(interval),
+        "pictures": len(answers),
+        "groups": len({answer.group for answer in answers}),
+    }
+    (folder / FOLDS).write_text(json.dumps(content, indent=2) + "\n")
+    return validated
+
+
+def _load(order: Order, watcher: Watcher, reading: Callable[[int], None]) -> Dataset:
+    torch.manual_seed(order.recipe.seed)
+    # Checked before the pictures are read: a wrong --init should not cost minutes.
+    load_initial_weights(Network(1), order.init)
+    data = load_dataset(
+        order.data,
+        group_by=order.group_by,
+        labels_file=order.labels_file,
+        seed=order.recipe.seed,
+        allow_leaks=order.allow_leaks,
+        advance=reading,
+    )
     for name, reason in data.unreadable:
         watcher.note(f"left out: {name}: {reason}")
+    for note in data.notes:
+        watcher.note(note)
+    return data
+
+
+def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watcher: Watcher) -> Result:
+    recipe = order.recipe
     watcher.note(
         f"{len(data.train)} pictures to train on, {len(data.val)} to validate, {len(data.test)} to test; "
         f"classes {', '.join(data.labels)}; on {machine.device.type} in {str(machine.precision)[6:]}"
     )
-    network = _with_head(network, len(data.labels), order.recipe.seed)
-    history = fit(network, data, order.recipe, machine, folder / STATE, watcher)
+    torch.manual_seed(recipe.seed)
+    network = Network(len(data.labels))
+    load_initial_weights(network, order.init)
 
-    # From here on the weights stand; the validation set gives the temperature, the test set only figures.
-    preprocessing = order.recipe.preprocessing
-    logits = {
-        split: predict_logits(network, data, samples, preprocessing, machine)
-        for split, samples in (("val", data.val), ("test", data.test))
-        if samples
-    }
+    held_out = {split: samples for split, samples in (("val", data.val), ("test", data.test)) if samples}
+    split = "test" if data.test else "val"
+
+    def squares(samples: Sequence[Sample], preprocessing: Preprocessing) -> Squares:
+        return Squares([data.path(sample) for sample in samples], preprocessing, folder)
+
+    try:
+        pictures = {name: squares(samples, recipe.preprocessing) for name, samples in held_out.items()}
+        scaled = held_out[split][:: -(-len(held_out[split]) // SCALED_PICTURES)]
+        sources = squares(scaled, recipe.source)
+        history = fit(
+            network,
+            Labelled(squares(data.train, recipe.source), torch.from_numpy(_truth(data.train))),
+            Labelled(pictures["val"], torch.from_numpy(_truth(data.val))),
+            recipe,
+            machine,
+            folder / STATE,
+            watcher,
+        )
+    except PictureError as error:
+        raise DatasetError(f"{data.root}: a picture changed while it was used ({error}); start again") from None
+
+    # From here on the weights stand; the validation set gives temperature and threshold, the test set only figures.
+    logits = {name: predict_logits(network, found, machine) for name, found in pictures.items()}
     temperature = fit_temperature(logits["val"], _truth(data.val))
     probabilities = {
-        split: torch.from_numpy(values / temperature).double().softmax(1).numpy() for split, values in logits.items()
+        name: torch.from_numpy(values / temperature).double().softmax(1).numpy() for name, values in logits.items()
     }
-    val = measure(probabilities["val"], _truth(data.val), data.labels, UNCERTAIN_BELOW)
-    test = measure(probabilities["test"], _truth(data.test), data.labels, UNCERTAIN_BELOW) if data.test else None
-
-    figures = {"val": val.to_dict(), "test": test.to_dict() if test else None}
-    attributions = order.attributions or (() if order.init else (DOWNLOADED_ATTRIBUTION,))
+    threshold = choose_threshold(probabilities["val"], _truth(data.val), order.target_precision)
+    metrics = {
+        name: measure(probabilities[name], _truth(samples), data.labels, threshold.value)
+        for name, samples in held_out.items()
+    }
+    scales = _accuracy_by_scale(network, sources, _truth(scaled), recipe, machine)
+    answers = tuple(
+        Answer(data.path(sample), sample.name, sample.label, tuple(map(float, row)), sample.group, sample.attributes)
+        for sample, row in zip(held_out[split], probabilities[split], strict=True)
+    )
+    figures = {
+        **{name: found.to_dict() for name, found in metrics.items()},
+        **_details(data, answers, scales, threshold),
+    }
+    figures.setdefault("test", None)
+    training = {
+        "program": f"gender-batch {__version__}",
+        "recipe": asdict(recipe),
+        "epochs": len(history),
+        "pictures": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+        "groups": order.group_by or (str(order.labels_file.name) if order.labels_file else None),
+        "data_sha256": data.digest,
+    }
     Checkpoint(
         network=network.cpu(),
         labels=data.labels,
-        preprocessing=preprocessing,
+        preprocessing=recipe.preprocessing,
         temperature=temperature,
-        threshold=UNCERTAIN_BELOW,
+        threshold=threshold.value,
         pictures=order.pictures,
-        training={
-            "program": f"gender-batch {__version__}",
-            "recipe": asdict(order.recipe),
-            "epochs": len(history),
-            "pictures": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
-            "groups": order.group_by,
-            "data_sha256": data.digest,
-        },
+        training=training,
         figures=figures,
-        attributions=attributions,
+        attributions=order.attributions or (() if order.init else (DOWNLOADED_ATTRIBUTION,)),
     ).save(folder / CHECKPOINT)
+
+    # The report: nothing below changes what was learnt.
     (folder / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
-    with (folder / "history.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, asdict(history[0]) if history else [])
-        writer.writeheader()
-        writer.writerows(asdict(epoch) for epoch in history)
-    answers = _write_held_out(folder / HELD_OUT, data, probabilities)
+    _write_history(folder / "history.csv", history)
+    _write_held_out(folder / HELD_OUT, held_out, data.labels, probabilities)
     plot_curves(history, folder / "curves.png")
-    plot_confusion((test or val).confusion, data.labels, folder / "confusion.png")
-    draw_gallery(answers, preprocessing, folder / "gallery.png")
+    plot_confusion(metrics[split].confusion, data.labels, folder / "confusion.png")
+    draw_gallery(answers, recipe.preprocessing, folder / "gallery.png", data.labels)
+    facts: dict[str, str] = {
+        "program": f"gender-batch {__version__}",
+        "data": f"{data.root} (SHA-256 {data.digest[:16]}...)",
+        "pictures": f"{len(data.train)} to train on, {len(data.val)} to validate, {len(data.test)} to test",
+        "network": f"MobileNetV2, {recipe.image_size} pixels",
+        "recipe": json.dumps(asdict(recipe)),
+        "machine": f"{machine.device.type}, torch {torch.__version__}",
+        "temperature": f"{temperature:.4f}",
+    }
+    write_report(
+        folder / REPORT,
+        Report(
+            title=f"{' or '.join(data.labels)}: {folder.resolve().name}",
+            facts=tuple(facts.items()),
+            history=history,
+            labels=data.labels,
+            split="test" if split == "test" else "validation",
+            answers=answers,
+            threshold=threshold,
+            preprocessing=recipe.preprocessing,
+            scales=scales,
+            notes=data.notes,
+        ),
+    )
     (folder / STATE).unlink(missing_ok=True)
-    return Result(folder, val, test)
+    return Result(folder, metrics["val"], metrics.get("test"), threshold, answers)
+
+
+def _accuracy_by_scale(
+    network: Network, sources: Squares, truth: NDArray[np.int64], recipe: Recipe, machine: Machine
+) -> tuple[ScalePoint, ...]:
+    """Accuracy with the pictures shrunk into larger frames, each picture's place and background drawn by the seed."""
+    torch.manual_seed(recipe.seed)
+    points = []
+    for scale in FACE_SCALES:
+        view = partial(zoom_out, side=scale, size=recipe.image_size)
+        logits = predict_logits(network, sources, machine, view=view)
+        points.append(ScalePoint(scale, Proportion(int((logits.argmax(1) == truth).sum()), len(truth))))
+    return tuple(points)
+
+
+def _details(
+    data: Dataset, answers: Sequence[Answer], scales: Sequence[ScalePoint], threshold: Threshold
+) -> dict[str, Any]:
+    groups: dict[str, dict[str, Any]] = {}
+    for group in by_group(
+        [answer.attributes for answer in answers],
+        [data.labels[answer.truth] for answer in answers],
+        [answer.right for answer in answers],
+    ):
+        groups.setdefault(group.column, {})[group.value] = group.accuracy.to_dict()
+    return {
+        "threshold": {
+            "value": threshold.value,
+            "target_precision": threshold.target,
+            "reached_on_validation": threshold.reached,
+        },
+        "groups": groups,
+        "face_scales": {str(point.scale): point.accuracy.to_dict() for point in scales},
+    }
 
 
 def _prepare(folder: Path, order: Order, resume: bool) -> None:
@@ -163,31 +347,30 @@ def _prepare(folder: Path, order: Order, resume: bool) -> None:
     config.write_text(json.dumps(order.to_dict(), indent=2) + "\n")
 
 
-def _with_head(pretrained: Network, classes: int, seed: int) -> Network:
-    """The features of `pretrained` under a head for this many classes, its start decided by the seed."""
-    torch.manual_seed(seed)
-    network = Network(classes)
-    network.features.load_state_dict(pretrained.features.state_dict())
-    return network
-
-
-def _truth(samples: tuple[Sample, ...]) -> NDArray[np.int64]:
+def _truth(samples: Sequence[Sample]) -> NDArray[np.int64]:
     return np.array([sample.label for sample in samples], dtype=np.int64)
 
 
-def _write_held_out(path: Path, data: Dataset, probabilities: dict[str, NDArray[np.float64]]) -> list[Answer]:
-    """One row per held-out picture; returns the answers of the test, or of the validation where there is none."""
-    answers: dict[str, list[Answer]] = {}
+def _write_history(path: Path, history: Sequence[Epoch]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Epoch)])
+        writer.writeheader()
+        writer.writerows(asdict(epoch) for epoch in history)
+
+
+def _write_held_out(
+    path: Path,
+    held_out: dict[str, tuple[Sample, ...]],
+    labels: Sequence[str],
+    probabilities: dict[str, NDArray[np.float64]],
+) -> None:
+    """One row per held-out picture, with what is known of it between its label and its probabilities."""
+    columns = sorted({column for samples in held_out.values() for sample in samples for column in sample.attributes})
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
-        writer.writerow(["split", "path", "group", "label", *(f"p_{label}" for label in data.labels)])
-        for split, rows in probabilities.items():
-            samples = data.val if split == "val" else data.test
-            for sample, row in zip(samples, rows, strict=True):
-                truth = data.labels[sample.label]
-                writer.writerow([split, sample.name, sample.group, truth, *(round(float(p), 6) for p in row)])
-                best = int(row.argmax())
-                answers.setdefault(split, []).append(
-                    Answer(data.path(sample), truth, data.labels[best], float(row[best]))
-                )
-    return answers.get("test") or answers["val"]
+        writer.writerow(["split", "path", "group", "label", *columns, *(f"p_{label}" for label in labels)])
+        for split, samples in held_out.items():
+            for sample, row in zip(samples, probabilities[split], strict=True):
+                known = [sample.attributes.get(column, "") for column in columns]
+                shares = [round(float(share), 6) for share in row]
+                writer.writerow([split, sample.name, sample.group, labels[sample.label], *known, *shares])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,11 +11,20 @@ from hypothesis import strategies as st
 
 from gender_batch.evaluation.metrics import (
     CALIBRATION_BINS,
+    FEWEST_ANSWERED,
+    LEAST_COVERAGE,
+    SEPARATION,
     Proportion,
+    Threshold,
+    area_under_risk_coverage,
     calibration_bins,
+    choose_threshold,
     expected_calibration_error,
+    grouped_accuracy_interval,
     measure,
+    risk_coverage,
 )
+from gender_batch.prediction import PROBABILITY_DIGITS, UNCERTAIN, decide
 
 LABELS = ("female", "male")
 
@@ -168,6 +178,211 @@ def test_calibration_error_is_a_share_and_bins_are_complete(values: list[tuple[f
     assert sum(count for count, _, _ in bins) == len(values)
     assert len(bins) <= CALIBRATION_BINS
     assert 0 <= expected_calibration_error(confidence, right) <= 1
+
+
+# The threshold
+
+
+def two_classes(confidence: Sequence[float], right: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities whose first class is answered with this confidence, and the truth that makes them right."""
+    first = np.asarray(confidence)
+    return np.stack([first, 1 - first], axis=1), np.where(right, 0, 1)
+
+
+def test_a_threshold_by_hand() -> None:
+    # 40 sure ones, all right; 40 less sure, 36 right; 20 guesses, 10 right.
+    confidence = np.repeat([0.9, 0.8, 0.6], [40, 40, 20])
+    right = np.concatenate([np.full(40, True), np.arange(40) < 36, np.arange(20) < 10])
+    probabilities, truth = two_classes(confidence, right)
+    assert choose_threshold(probabilities, truth, 0.95) == Threshold(
+        0.7, 0.95, True, Proportion(80, 100), Proportion(76, 80)
+    )
+    assert choose_threshold(probabilities, truth, 0.951) == Threshold(
+        0.85, 0.951, True, Proportion(40, 100), Proportion(40, 40)
+    )
+
+
+def test_a_target_that_all_answers_reach_leaves_nobody_uncertain() -> None:
+    probabilities, truth = two_classes(np.linspace(0.5, 1, 100), np.arange(100) < 90)
+    chosen = choose_threshold(probabilities, truth, 0.9)
+    assert chosen == Threshold(0.5, 0.9, True, Proportion(100, 100), Proportion(90, 100))
+    thirds = np.array([[0.4, 0.3, 0.3]] * 30)
+    assert choose_threshold(thirds, [0] * 30, 0.98).value == 1 / 3
+
+
+def test_a_target_out_of_reach_gives_the_most_precise_usable_threshold() -> None:
+    # The 19 surest are all right, but too few to tell: of 20 and more, the best are 38 right of 40.
+    confidence = np.repeat([0.99, 0.9, 0.7], [19, 21, 60])
+    right = np.concatenate([np.full(19, True), np.arange(21) < 19, np.arange(60) < 30])
+    chosen = choose_threshold(*two_classes(confidence, right), 0.99)
+    assert chosen == Threshold(0.8, 0.99, False, Proportion(40, 100), Proportion(38, 40))
+
+
+def test_of_equally_precise_thresholds_the_one_that_answers_most() -> None:
+    confidence = np.repeat([0.9, 0.8, 0.7], [20, 20, 60])
+    right = np.concatenate([np.arange(20) < 18, np.arange(20) < 18, np.arange(60) < 30])
+    chosen = choose_threshold(*two_classes(confidence, right), 0.99)
+    assert (chosen.reached, chosen.value, chosen.coverage) == (False, 0.75, Proportion(40, 100))
+
+
+def test_one_in_twenty_must_be_answered() -> None:
+    # 40 of 1,000 are sure and right; the rest is a coin.
+    confidence = np.repeat([0.99, 0.6], [40, 960])
+    chosen = choose_threshold(*two_classes(confidence, (np.arange(1000) < 40) | (np.arange(1000) % 2 == 0)), 0.98)
+    assert (chosen.reached, chosen.value) == (False, 0.5)
+
+
+def test_a_threshold_never_parts_confidences_that_rounding_could_swap() -> None:
+    # A wrong one lies a millionth below 30 right ones: it cannot be left out without being at the mercy of rounding.
+    confidence = np.concatenate([np.full(30, 0.900001), [0.9], np.full(30, 0.8)])
+    right = np.concatenate([np.full(30, True), [False], np.full(30, False)])
+    chosen = choose_threshold(*two_classes(confidence, right), 0.97)
+    assert (chosen.reached, chosen.coverage) == (False, Proportion(31, 61))
+
+
+def test_no_picture_gives_no_threshold() -> None:
+    with pytest.raises(ValueError, match="no pictures"):
+        choose_threshold(np.empty((0, 2)), [], 0.98)
+
+
+@st.composite
+def scored(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of a classifier that knows something, some of them equal or nearly so, and the truth."""
+    classes, pictures = draw(st.integers(2, 4)), draw(st.integers(1, 200))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    probabilities = random.dirichlet(np.full(classes, draw(st.sampled_from([0.1, 1.0]))), pictures)
+    probabilities = probabilities.round(draw(st.sampled_from([1, 2, 5, 6, 16])))
+    probabilities[:, 0] = 1 - probabilities[:, 1:].sum(axis=1)
+    truth = np.array([random.choice(classes, p=np.abs(row) / np.abs(row).sum()) for row in probabilities])
+    return probabilities, truth
+
+
+@given(data=scored(), target=st.sampled_from([0.5, 0.8, 0.9, 0.98, 1.0]))
+def test_a_threshold_keeps_its_word_and_no_smaller_one_does(data: tuple[np.ndarray, np.ndarray], target: float) -> None:
+    probabilities, truth = data
+    chosen = choose_threshold(probabilities, truth, target)
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
+    assert chosen.value >= 1 / probabilities.shape[1]
+    assert chosen.coverage.total == len(truth)
+    assert chosen.coverage.count == chosen.precision.total
+    assert chosen.reached == (chosen.precision.value >= target)
+
+    fewest = min(len(truth), max(FEWEST_ANSWERED, LEAST_COVERAGE * len(truth)))
+    answered = confidence >= chosen.value - 1e-9  # 1/classes may be a rounding error above an even guess
+    assert answered.sum() == chosen.coverage.count >= fewest
+    assert right[answered].sum() == chosen.precision.count
+
+    ordered = np.sort(confidence)
+    gaps = (ordered[1:] - ordered[:-1]) >= SEPARATION
+    for other in [0.0, *((ordered[1:] + ordered[:-1]) / 2)[gaps]]:
+        answered = confidence >= other
+        if answered.sum() < fewest:
+            continue
+        precision = right[answered].mean()
+        if chosen.reached:
+            assert precision < target or answered.sum() <= chosen.coverage.count
+        else:
+            assert precision < target
+            assert (precision, answered.sum()) <= (chosen.precision.value, chosen.coverage.count)
+
+
+@given(data=scored(), target=st.sampled_from([0.8, 0.98]))
+def test_serving_answers_the_very_pictures_that_were_counted(
+    data: tuple[np.ndarray, np.ndarray], target: float
+) -> None:
+    probabilities, truth = data
+    chosen = choose_threshold(probabilities, truth, target)
+    if chosen.coverage.count == len(truth):
+        return
+    labels = [str(number) for number in range(probabilities.shape[1])]
+    served = [
+        decide([round(float(p), PROBABILITY_DIGITS) for p in row], labels, chosen.value)
+        for row in probabilities.astype(np.float32)
+    ]
+    answered = [label != UNCERTAIN for label in served]
+    assert answered == (probabilities.max(axis=1) >= chosen.value).tolist()
+    assert sum(answered) == chosen.coverage.count
+
+
+# Risk and coverage
+
+
+def test_a_risk_coverage_curve_by_hand() -> None:
+    coverage, risk = risk_coverage(np.array([0.7, 0.9, 0.6, 0.8]), np.array([True, True, False, False]))
+    assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert risk.tolist() == pytest.approx([0, 1 / 2, 1 / 3, 2 / 4])
+    assert area_under_risk_coverage(coverage, risk) == pytest.approx((0 + 1 / 2 + 1 / 3 + 2 / 4) / 4)
+
+
+def test_equal_confidences_are_answered_together() -> None:
+    coverage, risk = risk_coverage(np.array([0.9, 0.9, 0.6]), np.array([False, True, True]))
+    assert coverage.tolist() == pytest.approx([2 / 3, 1])
+    assert risk.tolist() == pytest.approx([1 / 2, 1 / 3])
+    assert area_under_risk_coverage(coverage, risk) == pytest.approx((2 * 1 / 2 + 1 / 3) / 3)
+
+
+def test_no_pictures_have_no_curve() -> None:
+    coverage, risk = risk_coverage(np.empty(0), np.empty(0, dtype=bool))
+    assert len(coverage) == len(risk) == 0
+    assert area_under_risk_coverage(coverage, risk) == 0
+
+
+@given(values=st.lists(st.tuples(st.sampled_from([0.5, 0.6, 0.7, 1.0]), st.booleans()), min_size=1, max_size=50))
+def test_the_curve_ends_at_the_error_of_all_and_no_order_of_pictures_changes_it(
+    values: list[tuple[float, bool]],
+) -> None:
+    confidence, right = (np.array(column) for column in zip(*values, strict=True))
+    coverage, risk = risk_coverage(confidence, right)
+    assert coverage[-1] == 1
+    assert risk[-1] == pytest.approx(1 - right.mean())
+    assert (np.diff(coverage) > 0).all()
+    assert 0 <= area_under_risk_coverage(coverage, risk) <= 1
+    backwards = risk_coverage(confidence[::-1], right[::-1])
+    assert [curve.tolist() for curve in backwards] == [coverage.tolist(), risk.tolist()]
+
+
+# The interval over groups
+
+
+def test_groups_of_one_picture_give_about_wilsons_interval() -> None:
+    right = np.arange(400) < 320
+    interval = grouped_accuracy_interval(right, [str(number) for number in range(400)])
+    assert interval == pytest.approx(Proportion(320, 400).interval, abs=0.01)
+
+
+def test_pictures_that_only_repeat_their_group_add_nothing() -> None:
+    """Ten copies of each picture: the interval stays that of the hundred people, not of a thousand pictures."""
+    right = np.arange(100) < 80
+    people = [str(number) for number in range(100)]
+    copied = grouped_accuracy_interval(np.repeat(right, 10), np.repeat(people, 10).tolist())
+    assert copied == grouped_accuracy_interval(right, people)
+    low, high = Proportion(800, 1000).interval
+    assert copied[1] - copied[0] > 2.5 * (high - low)
+
+
+def test_groups_of_different_size_agree_with_a_bootstrap_written_out() -> None:
+    random = np.random.default_rng(7)
+    groups = random.integers(0, 30, 200)
+    right = random.random(200) < 0.5 + groups / 60
+    accuracies = []
+    for _ in range(2000):
+        drawn = np.concatenate([np.flatnonzero(groups == group) for group in random.choice(np.unique(groups), 30)])
+        accuracies.append(right[drawn].mean())
+    expected = np.percentile(accuracies, [2.5, 97.5])
+    assert grouped_accuracy_interval(right, groups.astype(str).tolist()) == pytest.approx(expected, abs=0.012)
+
+
+def test_the_seed_decides_and_the_order_of_the_pictures_does_not() -> None:
+    right, groups = np.arange(60) % 7 != 0, [f"\udce9{number // 3}" for number in range(60)]
+    first = grouped_accuracy_interval(right, groups)
+    assert first == grouped_accuracy_interval(right, groups)
+    assert first == grouped_accuracy_interval(right[::-1], groups[::-1])
+    assert first != grouped_accuracy_interval(right, groups, seed=1, resamples=100)
+
+
+def test_one_group_says_nothing() -> None:
+    assert grouped_accuracy_interval([True, False], ["a", "a"]) == (0.0, 1.0)
+    assert grouped_accuracy_interval([], []) == (0.0, 1.0)
 
 
 # Against scikit-learn

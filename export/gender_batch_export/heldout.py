@@ -1,0 +1,96 @@
+"""The pictures a run did not train on, and which of them each step of an export sees."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from gender_batch.pictures.preprocessing import Preprocessing
+from gender_batch.pictures.read import PictureError
+from gender_batch.training.run import CONFIG, HELD_OUT
+
+PROVED = 256
+"""Pictures on which the float32 file is compared with the checkpoint."""
+
+CALIBRATED = 256
+"""Pictures from which int8 takes the ranges of its activations; 64 gave the same agreement."""
+
+JUDGED = 2000
+"""Most pictures for a gate, and most for the figures of a card: 0.3 points of accuracy are six of them."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One labelled picture. `label` is its class's index; `attributes` what else is known of it: {"age": "20-29"}."""
+
+    path: str
+    label: int
+    attributes: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Readable held-out pictures by what they are used for, each part spread evenly over its split.
+
+    `proof` is of validation and test, for float32. `calibration` and `gate` are of validation, and no picture is in
+    both. `figures` are of `split`: the test, on which nothing is chosen, or the validation where there is no test.
+    """
+
+    proof: tuple[Picture, ...]
+    calibration: tuple[Picture, ...]
+    gate: tuple[Picture, ...]
+    figures: tuple[Picture, ...]
+    split: str
+
+
+def held_out(run: Path, labels: Sequence[str], preprocessing: Preprocessing) -> HeldOut:
+    """The parts of the run's held-out pictures that are still there and readable."""
+    splits = _read(run, labels)
+    val, test = splits["val"], splits["test"]
+    calibration = spread(val, min(CALIBRATED, len(val) // 2))
+    chosen = {picture.path for picture in calibration}
+    others = [picture for picture in val if picture.path not in chosen]
+    return HeldOut(
+        proof=_readable(spread([*val, *test], PROVED), preprocessing),
+        calibration=_readable(calibration, preprocessing),
+        gate=_readable(spread(others, JUDGED), preprocessing),
+        figures=_readable(spread(test or val, JUDGED), preprocessing),
+        split="test" if test else "val",
+    )
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, at equal distances."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
+
+
+def _read(run: Path, labels: Sequence[str]) -> dict[str, list[Picture]]:
+    """Columns are split, path, group, label, any attributes, and a probability per label."""
+    root = Path(json.loads((run / CONFIG).read_text())["data"])
+    splits: dict[str, list[Picture]] = {"val": [], "test": []}
+    with (run / HELD_OUT).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        reader = csv.DictReader(file)
+        columns = list(reader.fieldnames or ())
+        attributes = columns[columns.index("label") + 1 : len(columns) - len(labels)]
+        for row in reader:
+            known = {name: row[name] for name in attributes}
+            splits[row["split"]].append(Picture(str(root / row["path"]), labels.index(row["label"]), known))
+    return splits
+
+
+def _readable(pictures: Sequence[Picture], preprocessing: Preprocessing) -> tuple[Picture, ...]:
+    readable = []
+    for picture in pictures:
+        try:
+            preprocessing.read(picture.path)
+        except PictureError:
+            continue
+        readable.append(picture)
+    return tuple(readable)

@@ -1,0 +1,248 @@
+"""`export --precision`: real photos, a really trained network, and networks that a format cannot hold."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from installed import REPOSITORY, gender_batch, read_csv
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+
+from gender_batch_export.precision import write_fp16
+
+from gender_batch.model.metadata import KEY, Metadata
+from gender_batch.model.session import Model, _has_vnni
+from gender_batch.training.network import Checkpoint, Network
+
+EMBEDDED = REPOSITORY / "gender_batch" / "model" / "default" / "apparent-gender.onnx"
+
+needs_vnni = pytest.mark.skipif(
+    not _has_vnni(Path("/proc/cpuinfo")), reason="int8 sums may saturate on a processor without VNNI"
+)
+
+
+def embedded_network() -> tuple[Network, Metadata]:
+    """The program's own model back in torch: batch norms that do nothing but add the folded bias."""
+    model = onnx.load(EMBEDDED)
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
+    convolutions = iter([node for node in model.graph.node if node.op_type == "Conv"])
+    network = Network(2)
+    with torch.no_grad():
+        for module in network.features.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                _, weight, bias = next(convolutions).input
+                module.weight.copy_(torch.from_numpy(tensors[weight]))
+            elif isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.fill_((1 + module.eps) ** 0.5)
+                module.bias.copy_(torch.from_numpy(tensors[bias]))
+        for name in ("weight", "bias"):
+            values = torch.from_numpy(tensors[f"network.backbone.classifier.1.{name}"])
+            getattr(network.head[1], name).copy_(values)
+    text = next(prop.value for prop in model.metadata_props if prop.key == KEY)
+    return network.eval(), Metadata.from_json(text, "embedded")
+
+
+def write_run(folder: Path, network: Network, data: Path, val: int, test: int) -> Path:
+    """A run's folder as `train` leaves it, with an attribute of each picture."""
+    _, metadata = embedded_network()
+    folder.mkdir()
+    Checkpoint(
+        network=network,
+        labels=metadata.labels,
+        preprocessing=metadata.preprocessing,
+        temperature=1.1,
+        threshold=metadata.threshold,
+        pictures=metadata.pictures,
+        training=metadata.training,
+        figures=metadata.figures,
+        attributions=metadata.attributions,
+    ).save(folder / "checkpoint.safetensors")
+    (folder / "config.json").write_text(json.dumps({"data": str(data)}))
+    names = {label: sorted((data / "test" / label).iterdir()) for label in metadata.labels}
+    with (folder / "heldout.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["split", "path", "group", "label", "half|part", "p_female", "p_male"])
+        for split, first, last in (("val", 0, val), ("test", val, val + test)):
+            for label in metadata.labels:
+                for number, path in enumerate(names[label][first // 2 : last // 2]):
+                    name = path.relative_to(data)
+                    writer.writerow([split, name, name, label, ("even", "odd")[number % 2], 0.5, 0.5])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(test_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program's own network, with 1,256 pictures to judge on (1,000 of them in the gate) and 200 to test."""
+    return write_run(tmp_path_factory.mktemp("runs") / "own", embedded_network()[0], test_faces, 1256, 200)
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Path:
+    result = gender_batch("export", run, "--precision", "fp32", "--precision", "fp16", "--precision", "int8")
+    assert result.returncode == 0, result.stderr.decode()
+    assert result.stderr == b""
+    return run
+
+
+@needs_vnni
+def test_each_precision_is_a_model_that_answers_alike(exported: Path, faces: list[Path]) -> None:
+    models = {name: Model(exported / f"model{name}.onnx") for name in ("", ".fp16", ".int8")}
+    spec = models[""].metadata.preprocessing
+    pixels = np.stack([spec.apply(spec.read(str(path)).image) for path in faces])
+    expected = models[""].probabilities(pixels)
+    for name, model in models.items():
+        assert model.metadata.preprocessing == spec
+        assert model.metadata.labels == models[""].metadata.labels
+        whole = model.probabilities(pixels)
+        assert whole.dtype == np.float32
+        assert whole.sum(axis=1) == pytest.approx(1, abs=1e-5)
+        for batch in (1, 7):
+            parts = np.concatenate([model.probabilities(pixels[i : i + batch]) for i in range(0, len(pixels), batch)])
+            assert parts == pytest.approx(whole, abs=1e-4), (name, batch)
+        difference = float(np.abs(whole - expected).mean())
+        assert (name == "") == (difference == 0)  # they really compute in other numbers
+        assert difference < 0.02
+    sizes = [(exported / f"model{name}.onnx").stat().st_size for name in models]
+    assert sizes[0] > 1.9 * sizes[1] > 1.9 * 1.5 * sizes[2]
+
+
+@needs_vnni
+def test_int8_is_what_the_name_says(exported: Path) -> None:
+    graph = onnx.load(exported / "model.int8.onnx").graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    quantized = [node for node in convolutions if node.input[1] not in tensors]
+    assert len(convolutions) == 52
+    assert 0 < len(convolutions) - len(quantized) <= 18
+    assert convolutions[-len(quantized) :] == quantized  # those in float are the first ones
+    makers = {node.output[0]: node for node in graph.node}
+    for node in quantized:
+        weights = makers[node.input[1]]
+        assert weights.op_type == "DequantizeLinear"
+        assert tensors[weights.input[0]].data_type == onnx.TensorProto.INT8
+        assert tensors[weights.input[1]].dims[0] == tensors[weights.input[0]].dims[0]  # a scale per channel
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert tensors[node.input[2]].data_type == onnx.TensorProto.UINT8
+
+
+@needs_vnni
+def test_the_card_has_the_figures_that_the_files_really_reach(exported: Path, test_faces: Path, tmp_path: Path) -> None:
+    held = [row for row in read_csv(exported / "heldout.csv") if row["split"] == "test"]
+    listed = "\n".join(str(test_faces / row["path"]) for row in held).encode()
+    card = (exported / "model.md").read_text()
+    groups = {"female": [], "male": [], "even": [], "odd": [], "odd, male": []}
+    for name in ("model", "model.fp16", "model.int8"):
+        gender_batch(
+            "classify", "-", "--model", exported / f"{name}.onnx", "--out", tmp_path / "rows.csv", stdin=listed
+        )
+        right = [
+            (float(row["p_female"]) > float(row["p_male"])) == (known["label"] == "female")
+            for row, known in zip(read_csv(tmp_path / "rows.csv"), held, strict=True)
+        ]
+        line = next(line for line in card.splitlines() if f"| {name}.onnx |" in line)
+        assert f"| {np.mean(right):.2%} [" in line
+        for group, shares in groups.items():
+            inside = [
+                ok
+                for ok, known in zip(right, held, strict=True)
+                if group in (known["label"], known["half|part"], f"{known['half|part']}, {known['label']}")
+            ]
+            shares.append(f"{np.mean(inside):.2%}")
+    for group, shares in groups.items():
+        line = next(line for line in card.splitlines() if line.startswith(f"| {group} |"))
+        assert re.findall(r"([\d.]+%) \[", line) == shares
+    assert "200 test pictures" in card
+    assert "| half&#124;part | pictures | fp32 | fp16 | int8 |" in card
+
+
+def test_only_what_was_asked_for_is_written(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model*"))
+    before = {path.name for path in copy.iterdir()}
+    result = gender_batch("export", copy, "--precision", "fp16", "--out", tmp_path / "mine.onnx")
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "mine.fp16.onnx", "mine.md"}
+    assert {path.name for path in copy.iterdir()} == before
+    assert "| fp32 | not written |" in (tmp_path / "mine.md").read_text()
+
+
+def scale_between(network: Network, before: str, after: str, factor: float, channels: slice = slice(None)) -> None:
+    """Multiply what leaves one layer (a batch norm), and divide where the next (a convolution) takes it in.
+
+    In float32 a power of two changes nothing.
+    """
+    modules = dict(network.features.named_modules())
+    with torch.no_grad():
+        modules[before].weight[channels] *= factor
+        modules[before].bias[channels] *= factor
+        modules[after].weight[:, channels] /= factor
+
+
+def test_what_float16_cannot_hold_is_refused_and_the_others_are_written(test_faces: Path, tmp_path: Path) -> None:
+    network, _ = embedded_network()
+    scale_between(network, "17.conv.3", "18.0", 2.0**20)
+    run = write_run(tmp_path / "run", network, test_faces, 80, 20)
+    (run / "model.fp16.onnx").write_bytes(b"of an earlier export")
+    result = gender_batch("export", run, "--precision", "fp16", "--precision", "fp32")
+    assert result.returncode == 1
+    told = result.stderr.decode()
+    assert re.fullmatch(r"gender-batch: fp16: does not .* not written; .*model\.fp16\.onnx is of an earlier .*\n", told)
+    assert (run / "model.fp16.onnx").read_bytes() == b"of an earlier export"
+    assert (run / "model.onnx").is_file()
+    card = (run / "model.md").read_text()
+    assert "| fp32 | model.onnx |" in card
+    assert "| fp16 |" not in card
+    assert {path.name for path in run.iterdir()} == {
+        "checkpoint.safetensors", "config.json", "heldout.csv", "model.onnx", "model.fp16.onnx", "model.md",
+    }  # fmt: skip
+
+
+def test_early_layers_that_float16_cannot_hold_stay_in_float32(test_faces: Path, tmp_path: Path) -> None:
+    network, _ = embedded_network()
+    scale_between(network, "1.conv.2", "2.conv.0.0", 2.0**20)
+    run = write_run(tmp_path / "run", network, test_faces, 80, 20)
+    result = gender_batch("export", run, "--precision", "fp16")
+    assert result.returncode == 0, result.stderr
+    assert b"first 9 convolutions in float32" in result.stdout
+
+
+def test_what_int8_cannot_hold_leaves_no_file(test_faces: Path, tmp_path: Path) -> None:
+    network, _ = embedded_network()
+    scale_between(network, "17.conv.3", "18.0", 2.0**12, slice(3))
+    run = write_run(tmp_path / "run", network, test_faces, 80, 20)
+    before = {path.name for path in run.iterdir()}
+    result = gender_batch("export", run, "--precision", "int8")
+    assert result.returncode == 1
+    assert re.fullmatch(r"gender-batch: int8: does not .* not written\n", result.stderr.decode())
+    assert {path.name for path in run.iterdir()} == before
+
+
+def test_one_validation_picture_is_too_few(test_faces: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", embedded_network()[0], test_faces, 0, 20)
+    result = gender_batch("export", run, "--precision", "int8", "--precision", "fp32")
+    assert result.returncode == 1
+    assert b"validation pictures" in result.stderr
+    assert (run / "model.onnx").is_file()
+
+
+def test_float16_of_a_graph_is_a_valid_graph_wherever_it_begins(tmp_path: Path, faces: list[Path]) -> None:
+    spec = Model(EMBEDDED).metadata.preprocessing
+    pixels = np.stack([spec.apply(spec.read(str(path)).image) for path in faces[:8]])
+    expected = Model(EMBEDDED).probabilities(pixels)
+    differences = []
+    for convolutions in (0, 3, 9, 18):
+        write_fp16(EMBEDDED, tmp_path / "half.onnx", convolutions)
+        differences.append(float(np.abs(Model(tmp_path / "half.onnx").probabilities(pixels) - expected).max()))
+    assert 0 < differences[-1] <= differences[0] < 0.05
+
+
+def test_an_unknown_precision_is_wrong_use(tmp_path: Path) -> None:
+    result = gender_batch("export", tmp_path, "--precision", "int4")
+    assert result.returncode == 2
