@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 torch = pytest.importorskip("torch")
 
 from gender_batch.training import run
 from gender_batch.training.dataset import DatasetError
 from gender_batch.training.fit import Machine, Recipe, fit_temperature, schedule
-from gender_batch.training.loading import TrainingPictures
 from gender_batch.training.network import Checkpoint, Network, WeightsError, load_initial_weights
 
 CPU = Machine(torch.device("cpu"), workers=0)
@@ -54,23 +52,6 @@ def test_separated_pictures_give_a_finite_temperature() -> None:
     assert 0 < fit_temperature(np.array([[9, 0], [0, 9]], np.float32), np.array([0, 1])) < 1
 
 
-def test_augmentation_depends_on_seed_epoch_and_picture_alone(tmp_path: Path) -> None:
-    path = str(tmp_path / "picture.png")
-    Image.radial_gradient("L").convert("RGB").save(path)
-
-    def pictures(*seed: int) -> TrainingPictures:
-        return TrainingPictures([path] * 3, [0] * 3, size=32, resize=34, seed=seed)
-
-    first = pictures(0, 0, 0)
-    forwards = [first[index][0] for index in (0, 1, 2)]
-    backwards = [first[index][0] for index in (2, 1, 0)]
-    assert all(np.array_equal(one, other) for one, other in zip(forwards, reversed(backwards), strict=True))
-    assert not np.array_equal(forwards[0], forwards[1])
-    assert not np.array_equal(forwards[0], pictures(0, 0, 1)[0][0])
-    assert not np.array_equal(forwards[0], pictures(1, 0, 0)[0][0])
-    assert forwards[0].shape == (32, 32, 3)
-
-
 def order(tmp_path: Path, **recipe: int) -> run.Order:
     torch.save(Network(1).backbone.state_dict(), tmp_path / "weights.pth")
     return run.Order(data=tmp_path / "data", recipe=Recipe(**recipe), init=tmp_path / "weights.pth")
@@ -91,6 +72,21 @@ def test_an_unfinished_run_is_neither_overwritten_nor_resumed_as_another(tmp_pat
     (folder / run.CHECKPOINT).touch()
     with pytest.raises(run.RunError, match="finished run"):
         run.train(order(tmp_path), folder, CPU, Silent())
+
+
+def test_a_strided_depthwise_convolution_trains_as_torch_would() -> None:
+    ours = Network(2).backbone.features[2].conv[1][0]
+    plain = torch.nn.Conv2d(ours.in_channels, ours.out_channels, 3, 2, 1, groups=ours.groups, bias=False)
+    plain.load_state_dict(ours.state_dict())
+    gradients = []
+    for module in (ours, plain):
+        pictures = torch.rand(2, ours.in_channels, 9, 10, generator=torch.Generator().manual_seed(0))
+        pictures.requires_grad_()
+        output = module.train()(pictures)
+        output.square().sum().backward()
+        gradients.append((output, pictures.grad, module.weight.grad))
+    for mine, theirs in zip(*gradients, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
