@@ -29,7 +29,7 @@ from gender_batch_export.parity import (
     served_probabilities,
     torch_probabilities,
 )
-from gender_batch_export.precision import FLOAT_CONVOLUTIONS, Pictures, Precision, write_fp16, write_int8
+from gender_batch_export.precision import FLOAT_CONVOLUTIONS, Pictures, Precision, overflows, write_fp16, write_int8
 
 
 class ExportError(Exception):
@@ -185,7 +185,8 @@ def _lower(float32: Path, precision: Precision, gate: _Gate | None) -> _Candidat
             served = served_probabilities(_open(file, precision), gate.pictures)
         except ModelError as error:
             return f"{error}; it is not written"
-        proof = agreement(served, gate.expected, gate.truth, LIMITS[precision])
+        finite = precision is not Precision.FP16 or not overflows(file, gate.calibration)
+        proof = agreement(served, gate.expected, gate.truth, LIMITS[precision], finite)
         candidate = _Candidate(precision, file, proof, float_convolutions)
         if proof.passed:
             return candidate

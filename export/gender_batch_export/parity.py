@@ -90,7 +90,7 @@ class Agreement:
     """The answers of a lower precision beside the checkpoint's, on the same pictures. An answer is the best label.
 
     `confident` is the agreement on pictures that the checkpoint answers with at least 0.8. `right` and `expected` are
-    the accuracies of the file and of the checkpoint.
+    the accuracies of the file and of the checkpoint; `finite` says that no number is beyond what the format holds.
     """
 
     limits: Limits
@@ -114,7 +114,7 @@ class Agreement:
 
     def __str__(self) -> str:
         if not self.finite:
-            return f"{self.agreement.total} pictures: probabilities that are no numbers"
+            return f"{self.agreement.total} pictures: numbers beyond the range of the format"
         sure = self.confident
         return (
             f"{self.agreement.total} pictures: same label on {self.agreement.value:.2%}, "
@@ -124,9 +124,16 @@ class Agreement:
 
 
 def agreement(
-    served: NDArray[np.float32], expected: NDArray[np.float32], truth: Sequence[int], limits: Limits
+    served: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    truth: Sequence[int],
+    limits: Limits,
+    finite: bool = True,
 ) -> Agreement:
-    """Probabilities (N, classes) of a file and of the checkpoint, and the true class indices (N,)."""
+    """Probabilities (N, classes) of a file and of the checkpoint, and the true class indices (N,).
+
+    `finite` False tells that an activation overflowed, whatever the probabilities say.
+    """
     labels, best = expected.argmax(1), expected.max(1)
     same = served.argmax(1) == labels
     sure = best >= CONFIDENT
@@ -136,7 +143,7 @@ def agreement(
         confident=Proportion(int((same & sure).sum()), int(sure.sum())),
         right=Proportion(int((served.argmax(1) == np.asarray(truth)).sum()), len(same)),
         expected=Proportion(int((labels == np.asarray(truth)).sum()), len(same)),
-        finite=bool(np.isfinite(served).all()),
+        finite=finite and bool(np.isfinite(served).all()),
     )
 
 

@@ -88,6 +88,23 @@ def write_fp16(source: Path, target: Path, float_convolutions: int) -> None:
     _save(converted, model, target, Precision.FP16)
 
 
+def overflows(file: Path, pictures: Pictures) -> bool:
+    """Whether a float16 activation of the model file gets infinite, or no number, on any of the pictures.
+
+    A CPU computes float16 in float32 and leaves out the rounding in between, so that it answers well where a GPU
+    would not. A tensor that is an output of the graph is rounded there too.
+    """
+    model = onnx.shape_inference.infer_shapes(onnx.load(file))
+    half = [value for value in model.graph.value_info if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16]
+    model.graph.output.extend(half)
+    session = _session(model)
+    return any(
+        not np.isfinite(values).all()
+        for feed in _feeds(model, pictures)
+        for values in session.run([value.name for value in half], feed)
+    )
+
+
 def _half(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
     with np.errstate(over="ignore"):
         values = onnx.numpy_helper.to_array(tensor).astype(np.float16)
@@ -143,12 +160,16 @@ def _mean_logits(model: onnx.ModelProto, pictures: Pictures) -> NDArray[np.float
     logits = _head(model.graph).output[0]
     opened = copy.deepcopy(model)
     opened.graph.output.append(onnx.helper.make_tensor_value_info(logits, onnx.TensorProto.FLOAT, None))
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    session = ort.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = _session(opened)
     outputs = [session.run([logits], feed)[0] for feed in _feeds(model, pictures)]
     mean: NDArray[np.float64] = np.concatenate(outputs).mean(axis=0, dtype=np.float64)
     return mean
+
+
+def _session(model: onnx.ModelProto) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 class _Reader:

@@ -1,0 +1,98 @@
+"""The model card's tables, from figures made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+from gender_batch_export.card import Variant, model_card
+from gender_batch_export.heldout import HeldOut, Picture
+
+from gender_batch.evaluation.groups import by_group
+from gender_batch.evaluation.metrics import Proportion, measure
+from gender_batch.model.metadata import Metadata
+from gender_batch.pictures.preprocessing import Preprocessing
+
+LABELS = ("female", "male")
+TRUTH = [0, 0, 0, 0, 1, 1, 1, 1]
+AGES = ["3-9", "10-19"] * 4
+
+METADATA = Metadata(
+    labels=LABELS,
+    preprocessing=Preprocessing(size=4, resize=4),
+    pictures="face",
+    threshold=0.7,
+    training={
+        "program": "test",
+        "recipe": {"adapt_epochs": 1, "fine_epochs": 2, "image_size": 4, "seed": 0},
+        "epochs": 3,
+        "pictures": {"train": 5000, "val": 6, "test": 8},
+        "groups": None,
+        "data_sha256": "abc",
+    },
+    figures={"val": None, "test": None},
+    attributions=("somebody, CC BY",),
+    program="test",
+)
+
+
+def variant(precision: str, file: str | None, answers: list[int]) -> Variant:
+    probabilities = np.array([[0.9, 0.1] if answer == 0 else [0.4, 0.6] for answer in answers])
+    right = [answer == label for answer, label in zip(answers, TRUTH, strict=True)]
+    return Variant(
+        precision=precision,
+        file=file,
+        size=2_760_000,
+        digest="0123",
+        proof=f"proof of {precision}",
+        metrics=measure(probabilities, TRUTH, LABELS, 0.7),
+        agreement=Proportion(7, 8),
+        groups=by_group(
+            [{"age": age, "gender": LABELS[label]} for age, label in zip(AGES, TRUTH, strict=True)],
+            [LABELS[label] for label in TRUTH],
+            right,
+        ),
+    )
+
+
+def card(split: str = "test") -> str:
+    pictures = tuple(Picture(f"{number}.jpg", label, {}) for number, label in enumerate(TRUTH))
+    held = HeldOut(proof=pictures, calibration=pictures[:3], gate=pictures[3:], figures=pictures, split=split)
+    variants = [variant("fp32", None, TRUTH), variant("int8", "m.int8.onnx", [0, 0, 0, 1, 1, 1, 0, 0])]
+    return model_card(METADATA, variants, held, "m")
+
+
+def test_figures_per_precision() -> None:
+    lines = card().splitlines()
+    assert any(line.startswith("| fp32 | not written | 2.8 | 100.00% [67.56%, 100.00%] |") for line in lines)
+    int8 = next(line for line in lines if line.startswith("| int8 | m.int8.onnx | 2.8 |"))
+    cells = [cell.strip() for cell in int8.strip("|").split("|")]
+    assert [cell.split(" ")[0] for cell in cells[3:]] == ["62.50%", "0.1875", "62.50%", "60.00%", "87.50%"]
+
+
+def test_figures_per_group_and_label_and_both() -> None:
+    lines = card().splitlines()
+
+    def accuracies(group: str) -> list[str]:
+        cells = next(line for line in lines if line.startswith(f"| {group} |")).split("|")[2:-1]
+        return [cell.strip().split(" ")[0] for cell in cells]
+
+    assert accuracies("female") == ["4", "100.00%", "75.00%"]
+    assert accuracies("male") == ["4", "100.00%", "50.00%"]
+    assert accuracies("3-9") == ["4", "100.00%", "75.00%"]
+    assert accuracies("10-19, female") == ["2", "100.00%", "50.00%"]
+    assert lines.index("| age | pictures | fp32 | int8 |") < lines.index("| age x label | pictures | fp32 | int8 |")
+    assert not any("gender" in line for line in lines if line.startswith("|"))  # it is the label itself
+
+
+def test_the_card_tells_on_what() -> None:
+    assert "the same 8 test pictures" in card()
+    assert "the same 8 validation pictures" in card("val")
+    assert "calibrated on 3 others" in card()
+    assert "- int8: proof of int8." in card()
+    assert "SHA-256 of m.int8.onnx" in card()
+    assert "SHA-256 of None" not in card()
+    assert "\n\n\n" not in card()

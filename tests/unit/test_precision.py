@@ -1,0 +1,125 @@
+"""The gate of the lower precisions, at its limits; and how held-out pictures are shared out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+from gender_batch_export.export import place
+from gender_batch_export.heldout import held_out, spread
+from gender_batch_export.parity import LIMITS, agreement
+from gender_batch_export.precision import Precision
+
+from gender_batch.pictures.preprocessing import Preprocessing
+
+FP16, INT8 = LIMITS[Precision.FP16], LIMITS[Precision.INT8]
+
+
+def answers(confidence: float, count: int) -> NDArray[np.float32]:
+    """All of class 0, with this probability."""
+    return np.tile(np.array([[confidence, 1 - confidence]], np.float32), (count, 1))
+
+
+def flipped(probabilities: NDArray[np.float32], *rows: int) -> NDArray[np.float32]:
+    """The same, with the classes of these rows exchanged."""
+    result = probabilities.copy()
+    for row in rows:
+        result[row] = result[row, ::-1]
+    return result
+
+
+@pytest.mark.parametrize(("changed", "passes"), [(0, True), (1, True), (2, False)])
+def test_float16_agrees_on_999_of_1000(changed: int, passes: bool) -> None:
+    expected = answers(0.6, 1000)
+    assert agreement(flipped(expected, *range(changed)), expected, [0] * 1000, FP16).passed is passes
+
+
+@pytest.mark.parametrize(("changed", "passes"), [(30, True), (32, False)])
+def test_int8_agrees_on_985_of_1000(changed: int, passes: bool) -> None:
+    """Half of the changes are for the better, so that accuracy stays."""
+    expected = answers(0.6, 2000)
+    truth = [int(row < changed // 2) for row in range(2000)]
+    assert agreement(flipped(expected, *range(changed)), expected, truth, INT8).passed is passes
+
+
+@pytest.mark.parametrize(("wrong", "passes"), [(6, True), (7, False)])
+def test_int8_keeps_its_accuracy_within_six_of_2000(wrong: int, passes: bool) -> None:
+    expected = answers(0.6, 2000)
+    worse = agreement(flipped(expected, *range(wrong)), expected, [0] * 2000, INT8)
+    better = agreement(flipped(expected, *range(wrong)), expected, [1] * 2000, INT8)
+    assert worse.passed is better.passed is passes
+
+
+@pytest.mark.parametrize(("confident", "passes"), [(2, True), (4, False)])
+def test_int8_agrees_on_998_of_1000_that_were_sure(confident: int, passes: bool) -> None:
+    expected = np.concatenate([answers(0.8, 1000), answers(0.79, 1000)])
+    truth = [int(row < confident // 2) for row in range(2000)]
+    served = flipped(expected, *range(confident), 1000, 1001)
+    truth[1000] = 1
+    assert agreement(served, expected, truth, INT8).passed is passes
+
+
+def test_what_is_no_number_or_has_no_picture_does_not_pass() -> None:
+    expected = answers(0.6, 10)
+    broken = expected.copy()
+    broken[3] = np.nan
+    assert not agreement(broken, expected, [0] * 10, FP16).passed
+    assert not agreement(expected, expected, [0] * 10, FP16, finite=False).passed
+    assert not agreement(expected[:0], expected[:0], [], INT8).passed
+
+
+def test_places() -> None:
+    assert place(Path("a/b.c.onnx"), Precision.FP32) == Path("a/b.c.onnx")
+    assert place(Path("a/b.c.onnx"), Precision.INT8) == Path("a/b.c.int8.onnx")
+    assert place(Path("a/b.c.onnx"), Precision.FP16) == Path("a/b.c.fp16.onnx")
+
+
+def test_spread() -> None:
+    assert spread(range(10), 5) == [0, 2, 4, 6, 8]
+    assert spread(range(3), 5) == [0, 1, 2]
+    assert spread([], 5) == []
+    assert len(set(spread(range(1000), 256))) == 256
+
+
+def write_held_out(folder: Path, splits: dict[str, int], header: list[str], extra: list[str]) -> None:
+    """A run with grey pictures `val0.png`, ...; the labels alternate."""
+    (folder / "config.json").write_text(json.dumps({"data": str(folder)}))
+    with (folder / "heldout.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["split", "path", "group", "label", *header, "p_a", "p_b"])
+        for split, count in splits.items():
+            for number in range(count):
+                Image.new("L", (8, 8), number).save(folder / f"{split}{number}.png")
+                writer.writerow([split, f"{split}{number}.png", "", "ab"[number % 2], *extra, 0.5, 0.5])
+
+
+def test_no_picture_calibrates_and_judges(tmp_path: Path) -> None:
+    write_held_out(tmp_path, {"val": 20, "test": 6}, ["age", "race"], ["30-39", "x"])
+    (tmp_path / "val1.png").write_bytes(b"broken")
+    (tmp_path / "test0.png").unlink()
+    held = held_out(tmp_path, ("a", "b"), Preprocessing(size=4, resize=4))
+    calibration, gate = ({Path(one.path).name for one in part} for part in (held.calibration, held.gate))
+    assert not calibration & gate
+    assert calibration | gate == {f"val{number}.png" for number in range(20)} - {"val1.png"}
+    assert len(calibration) == 10
+    assert [Path(one.path).name for one in held.figures] == [f"test{number}.png" for number in range(1, 6)]
+    assert [one.label for one in held.figures] == [1, 0, 1, 0, 1]
+    assert held.figures[0].attributes == {"age": "30-39", "race": "x"}
+    assert held.split == "test"
+
+
+def test_without_a_test_the_figures_are_of_the_validation(tmp_path: Path) -> None:
+    write_held_out(tmp_path, {"val": 4}, [], [])
+    held = held_out(tmp_path, ("a", "b"), Preprocessing(size=4, resize=4))
+    assert held.split == "val"
+    assert len(held.figures) == 4
+    assert held.figures[0].attributes == {}

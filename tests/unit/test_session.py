@@ -1,0 +1,82 @@
+"""Which of the program's own files is taken, by device and processor, and that all processes take the same."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from installed import REPOSITORY, read_csv
+from PIL import Image
+
+from gender_batch.model.session import CPU_INFO, Model, _has_vnni, default_model
+
+FP32, FP16, INT8 = (f"apparent-gender{precision}.onnx" for precision in ("", ".fp16", ".int8"))
+INTEL = "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu vme avx512f avx512_vnni sse\nbugs\t\t: spectre_v1\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in (FP32, FP16, INT8):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("device", "cpu_info", "expected"),
+    [
+        ("cpu", INTEL, INT8),
+        ("cpu", INTEL.replace("avx512_vnni", "avx_vnni"), INT8),
+        ("cpu", INTEL.replace("avx512_vnni", "avx512_vnni_but_other"), FP32),
+        ("cpu", INTEL.replace("avx512_vnni ", ""), FP32),
+        ("cpu", "Features\t: fp asimd avx512_vnni\n", FP32),
+        ("cpu", "", FP32),
+        ("cuda", "", FP16),
+        ("cuda", INTEL, FP16),
+    ],
+)
+def test_the_file_suits_the_device(folder: Path, device: str, cpu_info: str, expected: str) -> None:
+    (folder / "cpuinfo").write_text(cpu_info)
+    assert default_model(device, folder, folder / "cpuinfo") == folder / expected
+    if expected != FP32:
+        (folder / expected).unlink()
+        assert default_model(device, folder, folder / "cpuinfo") == folder / FP32
+
+
+def test_without_cpuinfo_there_is_no_vnni(folder: Path) -> None:
+    assert default_model("cpu", folder, folder / "missing") == folder / FP32
+
+
+def test_a_model_that_is_named_is_the_one_taken() -> None:
+    path = REPOSITORY / "gender_batch" / "model" / "default" / FP32
+    assert Model(path).path == path
+    assert Model(None).path == default_model("cpu")
+
+
+@pytest.mark.skipif(not _has_vnni(CPU_INFO), reason="int8 is chosen on processors with VNNI")
+def test_parent_and_workers_take_the_int8_file_and_say_so(tmp_path: Path) -> None:
+    """A copy of the package, in which the int8 file is another model: one that is always sure."""
+    onnx = pytest.importorskip("onnx")
+    shutil.copytree(REPOSITORY / "gender_batch", tmp_path / "gender_batch")
+    default = tmp_path / "gender_batch" / "model" / "default"
+    model = onnx.load(default / FP32)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("classifier.1.bias"))
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.array([99, 0], np.float32), bias.name))
+    onnx.save(model, default / INT8)
+    Image.new("RGB", (200, 200), "grey").save(tmp_path / "grey.png")
+
+    def p_female(*options: str) -> tuple[float, str]:
+        result = subprocess.run(
+            [sys.executable, "-m", "gender_batch", "classify", "grey.png", "--out", "rows.csv", "--device", "cpu", *options],
+            cwd=tmp_path, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        (row,) = read_csv(tmp_path / "rows.csv")
+        return float(row["p_female"]), next(line for line in result.stderr.splitlines() if line.startswith("model: "))
+
+    assert p_female() == (1.0, f"model: {default / INT8}")
+    probability, told = p_female("--model", str(default / FP32))
+    assert probability < 0.999
+    assert told == f"model: {default / FP32}"
