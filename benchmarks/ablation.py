@@ -136,8 +136,9 @@ def main(faces: Path, weights: Path, out: Path | None, pictures: int, only: tupl
         "# What each ingredient is worth",
         "",
         f"{len(train)} pictures to train on, {len(judged)} to judge by, at {BASE.image_size} pixels, "
-        f"{BASE.adapt_epochs} + {BASE.fine_epochs} epochs from ImageNet weights; {platform.processor() or platform.machine()}, "
-        f"{os.cpu_count()} cores, {device.type}, torch {torch.__version__}. Differences to the base in points of "
+        f"{BASE.adapt_epochs} + {BASE.fine_epochs} epochs from ImageNet weights; "
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {device.type}, torch {torch.__version__}. "
+        "Differences to the base in points of "
         "accuracy, with 95% intervals from resampled pictures; they do not hold the chance of another seed.",
         "",
         f"| recipe | accuracy | difference | flip averaged | face at {SMALL_FACE:.0%} | log-loss | ECE | seconds |",
@@ -151,7 +152,8 @@ def main(faces: Path, weights: Path, out: Path | None, pictures: int, only: tupl
         base = base or outcome
         lines.append(
             f"| {name} | {outcome.right.mean():.2%} | {_difference(outcome.right, base.right)} "
-            f"| {outcome.flipped:.2%} | {outcome.small:.2%} | {outcome.log_loss:.4f} | {outcome.calibration_error:.3f} | {outcome.seconds:.0f} |"
+            f"| {outcome.flipped:.2%} | {outcome.small:.2%} "
+            f"| {outcome.log_loss:.4f} | {outcome.calibration_error:.3f} | {outcome.seconds:.0f} |"
         )
         click.echo(lines[-1])
         if out:

@@ -44,7 +44,7 @@ def test_float16_agrees_on_999_of_1000(changed: int, passes: bool) -> None:
 
 
 @pytest.mark.parametrize(("changed", "passes"), [(30, True), (32, False)])
-def test_int8_agrees_on_985_of_1000(changed: int, passes: bool) -> None:
+def test_int8_agrees_on_1970_of_2000(changed: int, passes: bool) -> None:
     """Half of the changes are for the better, so that accuracy stays."""
     expected = answers(0.6, 2000)
     truth = [int(row < changed // 2) for row in range(2000)]
@@ -60,7 +60,7 @@ def test_int8_keeps_its_accuracy_within_six_of_2000(wrong: int, passes: bool) ->
 
 
 @pytest.mark.parametrize(("confident", "passes"), [(2, True), (4, False)])
-def test_int8_agrees_on_998_of_1000_that_were_sure(confident: int, passes: bool) -> None:
+def test_int8_agrees_on_998_of_1000_sure_ones(confident: int, passes: bool) -> None:
     expected = np.concatenate([answers(0.8, 1000), answers(0.79, 1000)])
     truth = [int(row < confident // 2) for row in range(2000)]
     served = flipped(expected, *range(confident), 1000, 1001)
