@@ -137,8 +137,8 @@ def main(faces: Path, weights: Path, out: Path | None, pictures: int, only: tupl
         "",
         f"{len(train)} pictures to train on, {len(judged)} to judge by, at {BASE.image_size} pixels, "
         f"{BASE.adapt_epochs} + {BASE.fine_epochs} epochs from ImageNet weights; "
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {device.type}, torch {torch.__version__}. "
-        "Differences to the base in points of "
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {device.type}, "
+        f"torch {torch.__version__}. Differences to the base in points of "
         "accuracy, with 95% intervals from resampled pictures; they do not hold the chance of another seed.",
         "",
         f"| recipe | accuracy | difference | flip averaged | face at {SMALL_FACE:.0%} | log-loss | ECE | seconds |",
