@@ -107,7 +107,7 @@ def main(faces: Path, weights: Path, out: Path | None, pictures: int, only: tupl
             folder = Path(name)
             torch.manual_seed(recipe.seed)
             network = Network(len(data.labels))
-            load_initial_weights(network, weights)
+            load_initial_weights(network, str(weights))
             started = time.monotonic()
             sources = labelled(train, recipe.source)
             val = labelled(data.val, recipe.preprocessing)

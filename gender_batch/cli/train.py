@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--init",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="WEIGHTS",
-    help="State dict of mobilenet_v2 to start from, .pth or .safetensors.  "
-    "[default: torchvision's ImageNet weights, downloaded]",
+    default="embedded",
+    show_default=True,
+    metavar="embedded|imagenet|FILE",
+    help="Features to start from: the program's own model's, torchvision's ImageNet ones (downloaded), "
+    "or a state dict of mobilenet_v2 or a checkpoint, .pth or .safetensors.",
 )
 @click.option(
     "--image-size",
@@ -89,6 +90,11 @@ if TYPE_CHECKING:
     "--allow-leaks", is_flag=True, help="Go on although a photo or a person is on two sides of a given split."
 )
 @click.option(
+    "--balance",
+    metavar="COLUMN",
+    help="Learn the groups of this column of --labels, by class, alike: those that are got wrong more count more.",
+)
+@click.option(
     "--target-precision",
     default=0.98,
     show_default=True,
@@ -120,10 +126,10 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cuda", "cpu"]))
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in RUN.")
 def train(
-    data: Path, out: Path | None, init: Path | None, image_size: int, adapt_epochs: int, fine_epochs: int,
+    data: Path, out: Path | None, init: str, image_size: int, adapt_epochs: int, fine_epochs: int,
     batch_size: int, lr_adapt: float, lr_fine: float, group_by: str | None, labels_file: Path | None,
-    folds: int | None, allow_leaks: bool, target_precision: float, pictures: str, attributions: tuple[str, ...],
-    seed: int, device: str, resume: bool,
+    folds: int | None, allow_leaks: bool, balance: str | None, target_precision: float, pictures: str,
+    attributions: tuple[str, ...], seed: int, device: str, resume: bool,
 ) -> None:  # fmt: skip
     """Fine-tune MobileNetV2 on the labelled photos in DATA.
 
@@ -158,6 +164,7 @@ def train(
         group_by=group_by,
         labels_file=labels_file,
         allow_leaks=allow_leaks,
+        balance=balance,
         target_precision=target_precision,
         pictures=pictures,
         attributions=attributions,

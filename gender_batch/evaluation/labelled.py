@@ -83,7 +83,7 @@ def _root(data: Path, labels: tuple[str, ...]) -> Path:
 
 
 def _read_groups(file: Path) -> dict[str, dict[str, str]]:
-    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
+    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
         reader = csv.DictReader(lines)
         if "path" not in (reader.fieldnames or ()):
             raise LabelsError(f"{file}: no column `path`; it has {', '.join(reader.fieldnames or ['nothing'])}")

@@ -13,12 +13,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
+from gender_batch import model
 from gender_batch.outputs.publish import published
 from gender_batch.pictures.preprocessing import Preprocessing
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Of RGB in 0..1, as torchvision's classification weights were trained with."""
+
+EMBEDDED_WEIGHTS = Path(model.__file__).parent / "default" / "apparent-gender.safetensors"
 
 DOWNLOADED_ATTRIBUTION = "ImageNet backbone: torchvision MobileNet_V2_Weights.IMAGENET1K_V2, BSD-3-Clause"
 
@@ -78,26 +81,36 @@ class Network(nn.Module):
         return head
 
 
-def load_initial_weights(network: Network, path: Path | None) -> None:
-    """Fill the features from a MobileNetV2 state dict at `path`, or from torchvision's ImageNet weights.
+def load_initial_weights(network: Network, init: str) -> tuple[str, ...]:
+    """Fill the features; the head keeps its random start. Returns the credits that whatever comes of them must carry.
 
-    The head keeps its random start. Raises WeightsError.
+    `init` is "embedded" for the features of the program's own model, which know faces; "imagenet" for those that
+    torchvision downloads; or the path of a checkpoint or of a MobileNetV2 state dict. Raises WeightsError.
     """
-    state = _downloaded() if path is None else _state_dict(path)
+    state: dict[str, Tensor]
+    attributions: tuple[str, ...] = ()
+    if init == "imagenet":
+        state, attributions = _downloaded(), (DOWNLOADED_ATTRIBUTION,)
+    else:
+        path = EMBEDDED_WEIGHTS if init == "embedded" else Path(init)
+        state = _state_dict(path)
+        if path.suffix == ".safetensors":
+            attributions = tuple(_description(path).get("attributions", ()))
     features = {
         name.removeprefix("backbone."): tensor
         for name, tensor in state.items()
         if name.removeprefix("backbone.").startswith("features.")
     }
-    missing, unexpected = _load(network.backbone, features, path)
+    missing, unexpected = _load(network.backbone, features, init)
     if unexpected or any(name.startswith("features.") for name in missing):
         raise WeightsError(
-            f"{path}: not a state dict of torchvision's mobilenet_v2 (width 1.0): "
+            f"{init}: not a state dict of torchvision's mobilenet_v2 (width 1.0): "
             f"{len(missing)} tensors missing, {len(unexpected)} unknown"
         )
+    return attributions
 
 
-def _load(module: nn.Module, state: dict[str, Tensor], path: Path | None) -> tuple[list[str], list[str]]:
+def _load(module: nn.Module, state: dict[str, Tensor], path: str) -> tuple[list[str], list[str]]:
     try:
         missing, unexpected = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -111,7 +124,8 @@ def _downloaded() -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:
         raise WeightsError(
             f"torchvision's ImageNet weights could not be downloaded ({error}). "
-            "Fetch them where there is a network and name the file: --init mobilenet_v2-7ebf99e0.pth"
+            "Fetch them where there is a network and name the file: --init mobilenet_v2-7ebf99e0.pth, "
+            "or leave --init out to start from the program's own model"
         ) from None
     return state
 
@@ -119,13 +133,24 @@ def _downloaded() -> dict[str, Tensor]:
 def _state_dict(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - the unpickler and zipfile raise anything on a foreign file
         raise WeightsError(f"{path}: cannot be read as a state dict ({type(error).__name__}: {error})") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: holds no plain state dict; save model.state_dict()")
     return state
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """What a checkpoint's metadata say; empty for another .safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be read as a checkpoint ({error})") from None
+    found: dict[str, Any] = json.loads(metadata.get("gender_batch", "{}"))
+    return found
 
 
 @dataclass(frozen=True)
@@ -166,15 +191,10 @@ class Checkpoint:
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
         """Read what `save` wrote; nothing is unpickled. Raises WeightsError."""
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-            state = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise WeightsError(f"{path}: cannot be read as a checkpoint ({error})") from None
-        if "gender_batch" not in metadata:
+        description = _description(path)
+        if not description:
             raise WeightsError(f"{path}: not a checkpoint of `gender-batch train`")
-        description = json.loads(metadata["gender_batch"])
+        state = load_file(path)
         network = Network(len(description["labels"]))
         network.load_state_dict(state)
         network.eval()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gender_batch import __version__
 from gender_batch.evaluation.gallery import Answer, draw_gallery
@@ -34,7 +35,6 @@ from gender_batch.training.dataset import Dataset, DatasetError, Sample, folds, 
 from gender_batch.training.fit import Epoch, Labelled, Machine, Recipe, Watcher, fit, fit_temperature, predict_logits
 from gender_batch.training.loading import Squares
 from gender_batch.training.network import (
-    DOWNLOADED_ATTRIBUTION,
     Checkpoint,
     Network,
     load_initial_weights,
@@ -65,10 +65,12 @@ class Order:
 
     data: Path
     recipe: Recipe
-    init: Path | None = None
+    init: str = "embedded"
+    """Where to start from, as `load_initial_weights` takes it."""
     group_by: str | None = None
     labels_file: Path | None = None
     allow_leaks: bool = False
+    balance: str | None = None
     target_precision: float = 0.98
     pictures: str = "photo"
     attributions: tuple[str, ...] = ()
@@ -76,10 +78,11 @@ class Order:
     def to_dict(self) -> dict[str, Any]:
         return {
             "data": str(self.data.resolve()),
-            "init": str(self.init.resolve()) if self.init else None,
+            "init": self.init,
             "group_by": self.group_by,
             "labels_file": str(self.labels_file.resolve()) if self.labels_file else None,
             "allow_leaks": self.allow_leaks,
+            "balance": self.balance,
             "target_precision": self.target_precision,
             "pictures": self.pictures,
             "attributions": list(self.attributions),
@@ -130,7 +133,9 @@ def train(
     Raises RunError, DatasetError, WeightsError, FloatingPointError.
     """
     _prepare(folder, order, resume)
-    return _train_on(_load(order, watcher, reading), order, folder, machine, watcher)
+    result = _train_on(_load(order, watcher, reading), order, folder, machine, watcher)
+    (folder / STATE).unlink(missing_ok=True)
+    return result
 
 
 def cross_validate(
@@ -144,7 +149,7 @@ def cross_validate(
 ) -> CrossValidation:
     """Train `count` times as ordered, each time tested on another part of the groups; a run per fold in `folder`.
 
-    With `resume` finished folds are trained again from their last state only if they left one. Raises as `train`.
+    With `resume` an interrupted validation goes on: folds keep their states until all are done. Raises as `train`.
     """
     data = _load(order, watcher, reading)
     results = []
@@ -166,6 +171,8 @@ def cross_validate(
         "groups": len({answer.group for answer in answers}),
     }
     (folder / FOLDS).write_text(json.dumps(content, indent=2) + "\n")
+    for result in results:
+        (result.folder / STATE).unlink(missing_ok=True)
     return validated
 
 
@@ -196,8 +203,9 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
     )
     torch.manual_seed(recipe.seed)
     network = Network(len(data.labels))
-    load_initial_weights(network, order.init)
+    credits = load_initial_weights(network, order.init)
 
+    groups = _groups(data, order.balance) if order.balance else None
     held_out = {split: samples for split, samples in (("val", data.val), ("test", data.test)) if samples}
     split = "test" if data.test else "val"
 
@@ -210,7 +218,7 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
         sources = squares(scaled, recipe.source)
         history = fit(
             network,
-            Labelled(squares(data.train, recipe.source), torch.from_numpy(_truth(data.train))),
+            Labelled(squares(data.train, recipe.source), torch.from_numpy(_truth(data.train)), groups),
             Labelled(pictures["val"], torch.from_numpy(_truth(data.val))),
             recipe,
             machine,
@@ -243,9 +251,11 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
     figures.setdefault("test", None)
     training = {
         "program": f"gender-batch {__version__}",
+        "init": order.init if order.init in ("embedded", "imagenet") else Path(order.init).name,
         "recipe": asdict(recipe),
         "epochs": len(history),
         "pictures": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+        "balance": order.balance,
         "groups": order.group_by or (str(order.labels_file.name) if order.labels_file else None),
         "data_sha256": data.digest,
     }
@@ -258,7 +268,7 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
         pictures=order.pictures,
         training=training,
         figures=figures,
-        attributions=order.attributions or (() if order.init else (DOWNLOADED_ATTRIBUTION,)),
+        attributions=tuple(dict.fromkeys((*order.attributions, *credits))),
     ).save(folder / CHECKPOINT)
 
     # The report: nothing below changes what was learnt.
@@ -292,8 +302,15 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
             notes=data.notes,
         ),
     )
-    (folder / STATE).unlink(missing_ok=True)
     return Result(folder, metrics["val"], metrics.get("test"), threshold, answers)
+
+
+def _groups(data: Dataset, column: str) -> Tensor:
+    """Indices (N,) of the groups of `column` by class among the training pictures."""
+    if not any(column in sample.attributes for sample in data.train):
+        raise DatasetError(f"{data.root}: nothing is known of its pictures as {column!r}; name a column of --labels")
+    keys = [(sample.label, sample.attributes.get(column, "")) for sample in data.train]
+    return torch.from_numpy(np.unique(np.array([f"{label} {value}" for label, value in keys]), return_inverse=True)[1])
 
 
 def _accuracy_by_scale(
@@ -332,10 +349,11 @@ def _details(
 
 def _prepare(folder: Path, order: Order, resume: bool) -> None:
     config = folder / CONFIG
-    if (folder / CHECKPOINT).exists():
-        raise RunError(f"{folder}: holds a finished run; name another folder with --out")
-    if (folder / STATE).exists() and not resume:
+    unfinished = (folder / STATE).exists()  # it goes last: a checkpoint beside it may lack its report
+    if unfinished and not resume:
         raise RunError(f"{folder}: holds an unfinished run; add --resume, or name another folder with --out")
+    if (folder / CHECKPOINT).exists() and not unfinished:
+        raise RunError(f"{folder}: holds a finished run; name another folder with --out")
     if resume:
         if not config.exists():
             raise RunError(f"{folder}: no run to resume; leave --resume out")
@@ -343,7 +361,7 @@ def _prepare(folder: Path, order: Order, resume: bool) -> None:
         changed = [name for name, value in order.to_dict().items() if before.get(name) != value]
         if changed:
             raise RunError(f"{folder}: was begun with another {', '.join(changed)}; --resume needs the same")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # report and gallery show people
     config.write_text(json.dumps(order.to_dict(), indent=2) + "\n")
 
 

@@ -96,7 +96,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no tensors")
     for name in ("other.pth", "list.pth", "head.pth", "text.safetensors"):
         with pytest.raises(WeightsError, match=name):
-            load_initial_weights(Network(2), tmp_path / name)
+            load_initial_weights(Network(2), str(tmp_path / name))
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
 
     torch.save({"features": Trap()}, tmp_path / "trap.pth")
     with pytest.raises(WeightsError):
-        load_initial_weights(Network(2), tmp_path / "trap.pth")
+        load_initial_weights(Network(2), str(tmp_path / "trap.pth"))
     assert not (tmp_path / "sprung").exists()
 
 
