@@ -21,5 +21,18 @@ gender-batch train runs/embedded-data --labels "$labels" --out runs/embedded --i
   --attribution "FairFace, Kimmo Kärkkäinen and Jungseock Joo, CC BY 4.0" \
   --attribution "ImageNet backbone: Google, MobileNetV2, Apache-2.0"
 
+# Features for others to start from: what `gender-batch train` takes without --init. Half the digits are enough.
+python - runs/embedded/checkpoint.safetensors gender_batch/model/default/apparent-gender.safetensors <<'PYTHON'
+import sys
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+with safe_open(sys.argv[1], "pt") as file:
+    metadata = file.metadata()
+state = load_file(sys.argv[1])
+save_file({name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()},
+          sys.argv[2], metadata)
+PYTHON
+
 gender-batch export runs/embedded --out gender_batch/model/default/apparent-gender.onnx \
   --precision fp32 --precision fp16 --precision int8

@@ -144,6 +144,7 @@ def train(
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     with needing_extra("train"):
         from gender_batch.training import run
+        from gender_batch.training.augmentation import Augmentation
         from gender_batch.training.dataset import DatasetError
         from gender_batch.training.fit import Machine, Recipe
         from gender_batch.training.network import WeightsError
@@ -158,6 +159,8 @@ def train(
             batch_size=batch_size,
             lr_adapt=lr_adapt,
             lr_fine=lr_fine,
+            # Whole photos show faces of all sizes as they are.
+            augmentation=Augmentation() if pictures == "face" else Augmentation(zoom_out=0),
             seed=seed,
         ),
         init=init,

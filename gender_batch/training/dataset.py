@@ -21,7 +21,7 @@ MOST_UNREADABLE = 0.05
 
 FEWEST_PER_CLASS = 10
 
-MOST_NAMED = 5
+MOST_NAMED = 20
 """Examples that a message gives."""
 
 

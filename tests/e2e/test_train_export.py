@@ -248,7 +248,7 @@ def test_a_failed_download_says_how_to_use_init(labelled: Path, tmp_path: Path) 
     environment = {**os.environ, "https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9",
                    "TORCH_HOME": str(tmp_path / "cache")}  # fmt: skip
     result = subprocess.run(
-        [COMMAND, "train", labelled, "--out", tmp_path / "run", *SHORT],
+        [COMMAND, "train", labelled, "--out", tmp_path / "run", "--init", "imagenet", *SHORT],
         env=environment, capture_output=True, check=False, timeout=120,
     )  # fmt: skip
     assert result.returncode == 1

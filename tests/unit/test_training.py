@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from gender_batch.training import run
-from gender_batch.training.dataset import DatasetError
-from gender_batch.training.fit import Machine, Recipe, fit_temperature, schedule
+from gender_batch.training.dataset import Dataset, DatasetError, Sample
+from gender_batch.training.fit import Machine, Recipe, _GroupLosses, fit_temperature, schedule
 from gender_batch.training.network import Checkpoint, Network, WeightsError, load_initial_weights
 
 CPU = Machine(torch.device("cpu"), workers=0)
@@ -54,7 +56,7 @@ def test_separated_pictures_give_a_finite_temperature() -> None:
 
 def order(tmp_path: Path, **recipe: int) -> run.Order:
     torch.save(Network(1).backbone.state_dict(), tmp_path / "weights.pth")
-    return run.Order(data=tmp_path / "data", recipe=Recipe(**recipe), init=tmp_path / "weights.pth")
+    return run.Order(data=tmp_path / "data", recipe=Recipe(**recipe), init=str(tmp_path / "weights.pth"))
 
 
 def test_an_unfinished_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path) -> None:
@@ -69,9 +71,43 @@ def test_an_unfinished_run_is_neither_overwritten_nor_resumed_as_another(tmp_pat
         run.train(order(tmp_path), folder, CPU, Silent())
     with pytest.raises(run.RunError, match="another seed"):
         run.train(order(tmp_path, seed=1), folder, CPU, Silent(), resume=True)
-    (folder / run.CHECKPOINT).touch()
+    (folder / run.CHECKPOINT).touch()  # the report of it is still to be written
+    with pytest.raises(run.RunError, match="unfinished run"):
+        run.train(order(tmp_path), folder, CPU, Silent())
+    (folder / run.STATE).unlink()
     with pytest.raises(run.RunError, match="finished run"):
         run.train(order(tmp_path), folder, CPU, Silent())
+
+
+def test_groups_count_by_what_they_lost() -> None:
+    losses = _GroupLosses(torch.tensor([0, 0, 0, 1]), torch.device("cpu"))
+    assert losses.weights_of(torch.tensor([0, 3])).tolist() == [1, 1]
+    losses.add(torch.tensor([0, 3]), torch.tensor([0.1, 0.3]))
+    losses.add(torch.tensor([1, 3]), torch.tensor([0.3, 0.7]))  # means 0.2 and 0.5
+    common, rare = losses.tilted(3.0)
+    assert rare / common == pytest.approx(math.exp(3.0 * 0.3))
+    assert (3 * common + rare) / 4 == pytest.approx(1)
+    assert losses.tilted(0.0) == pytest.approx([1, 1])
+    losses.begin([common, rare])
+    assert losses.weights_of(torch.tensor([2, 3])).tolist() == pytest.approx([common, rare])
+
+
+def test_balance_needs_a_column_that_is_known() -> None:
+    sample = Sample("a.jpg", 0, "a.jpg", {"age": "20-29"})
+    data = Dataset(Path("faces"), ("x", "y"), (sample, replace(sample, label=1)), (), (), (), "")
+    assert run._groups(data, "age").tolist() == [0, 1]
+    with pytest.raises(DatasetError, match=r"'race'.*--labels"):
+        run._groups(data, "race")
+
+
+def test_the_program_has_features_to_start_from() -> None:
+    network = Network(3)
+    before = network.state_dict()["backbone.features.0.0.weight"].clone()
+    attributions = load_initial_weights(network, "embedded")
+    assert any("FairFace" in credit for credit in attributions)
+    state = network.state_dict()
+    assert not torch.equal(state["backbone.features.0.0.weight"], before)
+    assert all(bool(tensor.isfinite().all()) for tensor in state.values())
 
 
 def test_a_strided_depthwise_convolution_trains_as_torch_would() -> None:
