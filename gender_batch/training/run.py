@@ -34,11 +34,7 @@ from gender_batch.training.augmentation import zoom_out
 from gender_batch.training.dataset import Dataset, DatasetError, Sample, folds, load_dataset
 from gender_batch.training.fit import Epoch, Labelled, Machine, Recipe, Watcher, fit, fit_temperature, predict_logits
 from gender_batch.training.loading import Squares
-from gender_batch.training.network import (
-    Checkpoint,
-    Network,
-    load_initial_weights,
-)
+from gender_batch.training.network import Checkpoint, Network, load_initial_weights
 
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
@@ -176,6 +172,14 @@ def cross_validate(
     return validated
 
 
+def groups_of(data: Dataset, column: str) -> Tensor:
+    """Indices (N,) of the groups of an attribute by class, of the training pictures. Raises DatasetError."""
+    if not any(column in sample.attributes for sample in data.train):
+        raise DatasetError(f"{data.root}: nothing is known of its pictures as {column!r}; name a column of --labels")
+    keys = [f"{sample.label} {sample.attributes.get(column, '')}" for sample in data.train]
+    return torch.from_numpy(np.unique(np.array(keys), return_inverse=True)[1])
+
+
 def _load(order: Order, watcher: Watcher, reading: Callable[[int], None]) -> Dataset:
     torch.manual_seed(order.recipe.seed)
     # Checked before the pictures are read: a wrong --init should not cost minutes.
@@ -205,7 +209,7 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
     network = Network(len(data.labels))
     credits = load_initial_weights(network, order.init)
 
-    groups = _groups(data, order.balance) if order.balance else None
+    groups = groups_of(data, order.balance) if order.balance else None
     held_out = {split: samples for split, samples in (("val", data.val), ("test", data.test)) if samples}
     split = "test" if data.test else "val"
 
@@ -303,14 +307,6 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
         ),
     )
     return Result(folder, metrics["val"], metrics.get("test"), threshold, answers)
-
-
-def _groups(data: Dataset, column: str) -> Tensor:
-    """Indices (N,) of the groups of `column` by class among the training pictures."""
-    if not any(column in sample.attributes for sample in data.train):
-        raise DatasetError(f"{data.root}: nothing is known of its pictures as {column!r}; name a column of --labels")
-    keys = [(sample.label, sample.attributes.get(column, "")) for sample in data.train]
-    return torch.from_numpy(np.unique(np.array([f"{label} {value}" for label, value in keys]), return_inverse=True)[1])
 
 
 def _accuracy_by_scale(

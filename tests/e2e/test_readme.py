@@ -19,12 +19,11 @@ COMMANDS = [
 ]
 
 
-def test_commands_of_the_readme(labelled: Path, initial_weights: Path, tmp_path: Path) -> None:
+def test_commands_of_the_readme(labelled: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     assert len(COMMANDS) >= 6
     shutil.copytree(REPOSITORY / "examples", tmp_path / "examples")
     shutil.copytree(labelled, tmp_path / "photos")
-    shutil.copy(initial_weights, tmp_path / "mobilenet_v2-imagenet.pth")
     path = f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"
     for command in COMMANDS:
         result = subprocess.run(

@@ -95,9 +95,9 @@ def test_groups_count_by_what_they_lost() -> None:
 def test_balance_needs_a_column_that_is_known() -> None:
     sample = Sample("a.jpg", 0, "a.jpg", {"age": "20-29"})
     data = Dataset(Path("faces"), ("x", "y"), (sample, replace(sample, label=1)), (), (), (), "")
-    assert run._groups(data, "age").tolist() == [0, 1]
+    assert run.groups_of(data, "age").tolist() == [0, 1]
     with pytest.raises(DatasetError, match=r"'race'.*--labels"):
-        run._groups(data, "race")
+        run.groups_of(data, "race")
 
 
 def test_the_program_has_features_to_start_from() -> None:
