@@ -17,7 +17,7 @@ cp -rs "$faces/train" "$faces/test" runs/embedded-data
 (cd runs/embedded-data/train && rm -f female/{1674,6629,7873,17965,27296}.jpg male/9888.jpg)
 
 gender-batch train runs/embedded-data --labels "$labels" --out runs/embedded --init "$weights" --pictures face \
-  --image-size 160 --adapt-epochs 1 --fine-epochs 18 --lr-fine 1e-3 --balance race --target-precision 0.975 \
+  --image-size 160 --adapt-epochs 1 --fine-epochs 16 --lr-adapt 1e-3 --lr-fine 1e-3 --balance race --target-precision 0.975 \
   --attribution "FairFace, Kimmo Kärkkäinen and Jungseock Joo, CC BY 4.0" \
   --attribution "ImageNet backbone: Google, MobileNetV2, Apache-2.0"
 

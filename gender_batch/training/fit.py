@@ -64,8 +64,8 @@ class Recipe:
     class_weights: bool = False
     """Weigh the loss by the inverse frequency of the classes."""
     tilt: float = 3.0
-    """Where pictures have groups: how much more a group of larger loss counts, as exp(tilt * loss in nats), which
-    minimises the tilted loss of Li et al. 2021, section 2; 0: all count alike."""
+    """Where pictures have groups: how much more a group of larger loss counts within its class, as
+    exp(tilt * loss in nats), after the tilted loss of Li et al. 2021, section 2; 0: all count alike."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     patience: int = 6
     seed: int = 0
@@ -166,7 +166,8 @@ class State:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures, their class indices (N,), int64, and optionally the indices (N,) of groups to be learnt alike."""
+    """Pictures, their class indices (N,), int64, and optionally the indices (N,) of groups to be learnt alike, each
+    of one class."""
 
     squares: Squares
     truth: Tensor
@@ -250,8 +251,9 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
     judged = cast(Network, average.module) if recipe.average else network
     mix = _mixing(recipe, network.classes)
     weights = _class_weights(training.train.truth, network.classes).to(machine.device) if recipe.class_weights else None
-    groups = training.train.groups if training.train.groups is not None else torch.zeros_like(training.train.truth)
-    group_losses = _GroupLosses(groups, machine.device)
+    # Without groups each class is one, and no weight ever differs from 1.
+    groups = training.train.truth if training.train.groups is None else training.train.groups
+    group_losses = _GroupLosses(groups, training.train.truth, machine.device)
     phase_number = list(Phase).index(Phase(state.phase))
 
     while state.epoch < epochs:
@@ -333,9 +335,11 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
 class _GroupLosses:
     """What the groups lost in this epoch, and how much their pictures count in it for what they lost before."""
 
-    def __init__(self, groups: Tensor, device: torch.device) -> None:
+    def __init__(self, groups: Tensor, truth: Tensor, device: torch.device) -> None:
         self.groups, self.device = groups, device
         self.pictures = torch.bincount(groups)
+        # Each group is of one class.
+        self.classes = torch.zeros_like(self.pictures).scatter(0, groups, truth)
         self.begin([])
 
     def begin(self, weights: Sequence[float]) -> None:
@@ -352,9 +356,17 @@ class _GroupLosses:
         self.seen.index_add_(0, groups, torch.ones_like(losses))
 
     def tilted(self, tilt: float) -> list[float]:
-        """Weights proportional to exp(tilt * mean loss), 1 on average over the pictures."""
-        raised = (tilt * self.sums / self.seen.clamp(min=1)).cpu().double().softmax(0)
-        weights: list[float] = (raised * self.pictures.sum() / (raised * self.pictures).sum()).tolist()
+        """Weights that go half of the way from those of this epoch to exp(tilt * mean loss).
+
+        They are 1 on average over the pictures of each class: weights that move whole classes answer a network that
+        leans to one class by one that leans to the other, more strongly with every epoch.
+        """
+        means = (self.sums / self.seen.clamp(min=1)).cpu().double()
+        raised = (self.weights.cpu().double() * (tilt * (means - means.max())).exp()).sqrt()
+        count = len(self.pictures)
+        heads = torch.zeros(count, dtype=torch.float64).index_add(0, self.classes, self.pictures.double())
+        weighed = torch.zeros(count, dtype=torch.float64).index_add(0, self.classes, raised * self.pictures)
+        weights: list[float] = (raised * heads[self.classes] / weighed[self.classes]).tolist()
         return weights
 
 

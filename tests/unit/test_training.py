@@ -80,16 +80,28 @@ def test_an_unfinished_run_is_neither_overwritten_nor_resumed_as_another(tmp_pat
 
 
 def test_groups_count_by_what_they_lost() -> None:
-    losses = _GroupLosses(torch.tensor([0, 0, 0, 1]), torch.device("cpu"))
-    assert losses.weights_of(torch.tensor([0, 3])).tolist() == [1, 1]
-    losses.add(torch.tensor([0, 3]), torch.tensor([0.1, 0.3]))
-    losses.add(torch.tensor([1, 3]), torch.tensor([0.3, 0.7]))  # means 0.2 and 0.5
-    common, rare = losses.tilted(3.0)
-    assert rare / common == pytest.approx(math.exp(3.0 * 0.3))
+    groups, truth = torch.tensor([0, 0, 0, 1, 2]), torch.tensor([0, 0, 0, 0, 1])
+    losses = _GroupLosses(groups, truth, torch.device("cpu"))
+    assert losses.weights_of(torch.tensor([0, 3, 4])).tolist() == [1, 1, 1]
+    losses.add(torch.tensor([0, 3, 4]), torch.tensor([0.1, 0.3, 2.0]))
+    losses.add(torch.tensor([1, 3, 4]), torch.tensor([0.3, 0.7, 2.0]))  # means 0.2, 0.5 and 2
+    common, rare, alone = losses.tilted(3.0)
+    assert rare / common == pytest.approx(math.exp(3.0 * 0.3 / 2))
     assert (3 * common + rare) / 4 == pytest.approx(1)
-    assert losses.tilted(0.0) == pytest.approx([1, 1])
-    losses.begin([common, rare])
+    assert alone == pytest.approx(1)  # no class gains on another
+    assert losses.tilted(0.0) == pytest.approx([1, 1, 1])
+    losses.begin([common, rare, alone])
     assert losses.weights_of(torch.tensor([2, 3])).tolist() == pytest.approx([common, rare])
+
+
+def test_weights_of_groups_settle() -> None:
+    losses = _GroupLosses(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.device("cpu"))
+    weights = [1.0, 1.0]
+    for _ in range(30):  # the same losses, epoch after epoch
+        losses.begin(weights)
+        losses.add(torch.tensor([0, 1]), torch.tensor([0.2, 0.5]))
+        weights = losses.tilted(3.0)
+    assert weights[1] / weights[0] == pytest.approx(math.exp(3.0 * 0.3), rel=1e-3)
 
 
 def test_balance_needs_a_column_that_is_known() -> None:
