@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gender_batch.cli.exits import Exit, fail, stopping_on_signals
-from gender_batch.cli.options import device_option, model_option, workers_option
+from gender_batch.cli.options import device_option, duration, model_option, workers_option
 
 if TYPE_CHECKING:
     from gender_batch.pictures.find import Walk
@@ -52,70 +52,125 @@ STANDARD = "-"
     type=click.FloatRange(0.1),
     help="Longest time for one picture.",
 )
+@click.option(
+    "--state",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Keep what is known of the pictures in FILE: the next run scores only new and changed ones.",
+)
+@click.option("--retry-failed", is_flag=True, help="Score pictures again that failed in an earlier run.")
+@click.option(
+    "--verify-content",
+    is_flag=True,
+    help="Read every picture: one is the same only if its content is, and content that is known is not scored again.",
+)
+@click.option("--fresh", is_flag=True, help="Forget what is known, and start over.")
+@click.option(
+    "--min-pictures",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Publish nothing if fewer are found: the disk may not be mounted.",
+)
+@click.option(
+    "--deadline", type=duration, metavar="TIME", help="Stop after 90s, 15m or 6h; the same command goes on then."
+)
 @click.option("--no-recursive", is_flag=True, help="Do not enter folders within the folders.")
 @click.option("--follow-links", is_flag=True, help="Enter folders that are symbolic links; loops are noticed.")
 @click.option("-0", "--null", "nul", is_flag=True, help="The list on standard input is separated by NUL, not newline.")
 def classify(
     paths: tuple[str, ...], out: str, model: Path | None, device: str, workers: int | None,
-    max_error_rate: float, picture_timeout: float, no_recursive: bool, follow_links: bool, nul: bool,
+    max_error_rate: float, picture_timeout: float, state: Path | None, retry_failed: bool, verify_content: bool,
+    fresh: bool, min_pictures: int, deadline: float | None, no_recursive: bool, follow_links: bool, nul: bool,
 ) -> None:  # fmt: skip
     """Write one row for every file in the PATHs: folders, files, or - for a list of files on standard input.
 
     A row says path, status, label, confidence, a probability per class, faces, width, height and error. A picture
     that cannot be scored keeps its row, with the reason; whether a file is a picture is decided by its content.
-    FILE is replaced when the run is done, and never half written.
+    FILE is replaced when the run is done, and never half written. A run that was stopped, by whatever, goes on
+    where it was when the same command is given again.
     """
     from gender_batch.cli.progress import ScoringProgress
     from gender_batch.model.metadata import ModelError
     from gender_batch.model.session import NoGpuError
-    from gender_batch.outputs.publish import LockedError, is_own_file, locked, published
+    from gender_batch.outputs.publish import LockedError, OwnFiles, journal_of, locked, published
     from gender_batch.outputs.rows import write_rows
     from gender_batch.pictures.find import Walk
     from gender_batch.prediction import columns
+    from gender_batch.scoring.night import Night, Policy
     from gender_batch.scoring.pool import PoolError
     from gender_batch.scoring.run import Options, Scorer, Summary
+    from gender_batch.scoring.state import FILES, State, StateError, remove_state
 
-    target = Path(out)
-    suffix = ".csv" if out == STANDARD else _suffix(target)
+    target = None if out == STANDARD else Path(out)
+    suffix = _suffix(target) if target else ".csv"
+    if state and not state.absolute().parent.is_dir():
+        raise click.UsageError(f"--state {state}: the folder {state.parent} does not exist")
+    # Standard output cannot be taken back: without --state there is nothing to go on with.
+    known = state or (journal_of(target) if target else None)
+    again = f"Nothing was published; the same command {'goes on' if known else 'starts again'}."
     walk = Walk(recursive=not no_recursive, follow_links=follow_links)
-    options = Options(model, device, workers, picture_timeout)
-    files = (path for path in _files(walk, paths, nul) if not is_own_file(path, target))
+    own = OwnFiles([path for path in (target, known) if path], FILES)
+    files = (path for path in _files(walk, paths, nul) if path not in own)
 
     summary = Summary()
     started = time.monotonic()
     try:
-        with stopping_on_signals("Nothing was published; the same command starts again."), ExitStack() as stack:
+        with stopping_on_signals(again, deadline), ExitStack() as locks:
             first = next(files, None)
             if first is None:
                 _tell_skipped(walk)
                 fail(f"no file found in {', '.join(paths)}; nothing is written", Exit.NO_PICTURE)
-            if out != STANDARD:
-                stack.enter_context(locked(target))
-            scorer = stack.enter_context(Scorer(options))
-            click.echo(f"device: {scorer.device.name} ({scorer.device.reason})", err=True)
-            click.echo(f"model: {scorer.model}", err=True)
-            file = sys.stdout.buffer if out == STANDARD else stack.enter_context(published(target))
-            labels = scorer.metadata.labels
-            rows = stack.enter_context(write_rows(file, suffix, columns(labels)))
-            progress = stack.enter_context(ScoringProgress())
-            for row in scorer.rows(chain([first], files)):
-                rows.write(row.values(len(labels)))
-                summary.add(row)
-                progress.row(summary.pictures, summary.failed)
+            for path in (target, state):
+                if path:
+                    locks.enter_context(locked(path))
+            if known and fresh:
+                remove_state(known)
+            with ExitStack() as stack:
+                scorer = stack.enter_context(Scorer(Options(model, device, workers, picture_timeout)))
+                click.echo(f"device: {scorer.device.name} ({scorer.device.reason})", err=True)
+                click.echo(f"model: {scorer.model}", err=True)
+                progress = stack.enter_context(ScoringProgress())
+                found = chain([first], files)
+                night = None
+                if known:
+                    kept = stack.enter_context(State(known, scorer.digest()))
+                    night = Night(kept, Policy(retry_failed, verify_content), progress.night)
+                with ExitStack() as publishing:
+                    file = publishing.enter_context(published(target)) if target else sys.stdout.buffer
+                    labels = scorer.metadata.labels
+                    rows = publishing.enter_context(write_rows(file, suffix, columns(labels)))
+                    for row in night.rows(scorer, found) if night else scorer.rows(found):
+                        rows.write(row.values(len(labels)))
+                        summary.add(row)
+                        progress.row(summary.pictures, summary.failed)
+                    if summary.pictures < min_pictures:
+                        fail(
+                            f"{summary.pictures:,} pictures found, fewer than --min-pictures {min_pictures:,}; "
+                            "nothing is published. Is everything mounted?",
+                            Exit.NO_PICTURE,
+                        )
+                # A folder that could not be read tonight has not lost its pictures.
+                if night and not walk.unreadable_folders:
+                    night.forget_others()
+            if known and not state:
+                remove_state(known)
     except LockedError as error:
         fail(str(error), Exit.LOCKED)
     except NoGpuError as error:
         fail(str(error), Exit.NO_GPU)
-    except (ModelError, PoolError) as error:
+    except (ModelError, PoolError, StateError) as error:
         fail(f"{error}. Nothing is published")
     except BrokenPipeError:
         # Who read standard output has had enough. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fail("standard output was closed before the last row")
     except OSError as error:
-        fail(f"{target.parent.absolute()}: {error.strerror}; {target.name} is left as it was")
+        place = target or Path.cwd()
+        fail(f"{place.parent.absolute()}: {error.strerror}; {place.name} is left as it was")
 
-    _tell_summary(summary, scorer, time.monotonic() - started)
+    _tell_summary(summary, scorer, night.scored if night else summary.pictures, time.monotonic() - started)
     _tell_skipped(walk)
     if summary.failed > max_error_rate * summary.pictures or walk.unreadable_folders:
         sys.exit(Exit.FAILED_PICTURES)
@@ -151,13 +206,14 @@ def _listed(separator: bytes) -> Iterator[str]:
         yield os.fsdecode(rest)
 
 
-def _tell_summary(summary: Summary, scorer: Scorer, seconds: float) -> None:
+def _tell_summary(summary: Summary, scorer: Scorer, scored: int, seconds: float) -> None:
     def counts(items: Iterable[tuple[str, int]]) -> str:
         return ", ".join(f"{name} {count:,}" for name, count in items)
 
     lines = [
         f"pictures: {summary.pictures:,} in {seconds:.1f} s, {summary.pictures / seconds:,.0f} pictures/s, "
-        f"{scorer.workers} workers on {scorer.device.name}",
+        f"{scorer.workers} workers on {scorer.device.name}"
+        + (f"; {summary.pictures - scored:,} were known" if scored < summary.pictures else ""),
         f"status:   {counts((status.value, count) for status, count in summary.statuses.most_common())}",
         f"labels:   {counts(summary.labels.most_common()) or 'none'}",
     ]

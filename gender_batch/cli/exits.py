@@ -23,12 +23,13 @@ class Exit(IntEnum):
     NO_PICTURE = 4
     LOCKED = 5
     NO_GPU = 6
+    DEADLINE = 7
 
 
 EPILOG = (
     "Exit codes: 0 done; 1 fatal, nothing published; 2 wrong use; 3 done, but more pictures failed than "
-    "--max-error-rate allows; 4 no picture found; 5 another run holds the lock; 6 a GPU was required and is not "
-    "usable; 128+N stopped by signal N."
+    "--max-error-rate allows; 4 no picture found, or fewer than --min-pictures; 5 another run holds the lock; 6 a GPU "
+    "was required and is not usable; 7 stopped at its --deadline; 8 `compare` found a drift; 128+N stopped by signal N."
 )
 
 
@@ -46,22 +47,30 @@ def fail(message: str, code: Exit = Exit.FATAL) -> NoReturn:
 
 
 @contextmanager
-def stopping_on_signals(how_to_go_on: str) -> Iterator[None]:
-    """SIGINT and SIGTERM unwind the stack, so that everything is closed, and exit with 128 + their number."""
+def stopping_on_signals(how_to_go_on: str, deadline: float | None = None) -> Iterator[None]:
+    """SIGINT and SIGTERM unwind the stack, so that everything is closed, and exit with 128 + their number.
+
+    So does the end of `deadline` seconds, with an exit code of its own.
+    """
 
     def stop(number: int, _frame: FrameType | None) -> None:
         # A second signal while things are closed must not cut that short.
-        for name in (signal.SIGINT, signal.SIGTERM):
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(name, signal.SIG_IGN)
         raise Interrupted(number)
 
-    before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
+    before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    if deadline is not None:
+        signal.setitimer(signal.ITIMER_REAL, deadline)
     try:
         yield
     except Interrupted as stopped:
+        if stopped.number == signal.SIGALRM:
+            fail(f"stopped at its --deadline. {how_to_go_on}", Exit.DEADLINE)
         click.echo(f"gender-batch: stopped by {signal.Signals(stopped.number).name}. {how_to_go_on}", err=True)
         sys.exit(128 + stopped.number)
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for name, handler in before.items():
             signal.signal(name, handler)
 

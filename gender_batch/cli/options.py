@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
+
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration(text: str) -> float:
+    """Seconds of 90, 90s, 15m, 6h or 2d: the type of an option."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    if not found or not (seconds := float(found[1]) * _SECONDS[found[2]]):
+        raise click.BadParameter(f"{text!r} is no duration such as 90s, 15m, 6h or 2d")
+    return seconds
+
 
 model_option = click.option(
     "--model",

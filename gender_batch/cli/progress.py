@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from gender_batch.scoring.night import Night
     from gender_batch.training.fit import Epoch
 
 PLAIN_INTERVAL = 60.0
@@ -93,14 +94,22 @@ class ScoringProgress:
         if self.status:
             self.status.stop()
 
+    def night(self, night: Night) -> None:
+        """While pictures are found, and scored where they must be."""
+        if (night.found + night.scored) % self.LOOK_EVERY == 0:
+            self._tell(f"{night.found:,} found, {night.scored:,} scored", night.found)
+
     def row(self, pictures: int, failed: int) -> None:
-        if pictures % self.LOOK_EVERY:
-            return
+        """While rows are written."""
+        if pictures % self.LOOK_EVERY == 0:
+            self._tell(f"{pictures:,} pictures, {failed:,} failed", pictures)
+
+    def _tell(self, counts: str, pictures: int) -> None:
         now = time.monotonic()
         if now - self.told < self.interval:
             return
         self.told = now
-        message = f"{pictures:,} pictures, {failed:,} failed, {pictures / (now - self.started):,.0f} pictures/s"
+        message = f"{counts}, {pictures / (now - self.started):,.0f} pictures/s"
         if self.status:
             self.status.update(message)
         else:

@@ -6,7 +6,7 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -46,13 +46,32 @@ def published(path: Path) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
-def is_own_file(path: str, target: Path) -> bool:
-    """True for `target` itself, its lock and its temporary file: no pictures, if they lie among the pictures."""
-    folder, name = os.path.split(path)
-    is_temporary = name.startswith(_hidden(target, ".")) and name.endswith(_TEMPORARY)
-    if not is_temporary and name not in (target.name, _hidden(target, _LOCK)):
-        return False
-    return os.path.abspath(folder) == os.path.abspath(target.parent)
+def journal_of(target: Path) -> Path:
+    """Where a run keeps what it has done until `target` is published, if no other place is named."""
+    return target.with_name(_hidden(target, ".state"))
+
+
+class OwnFiles:
+    """The files that a run writes, their locks and their temporary files: no pictures, if they lie among them.
+
+    `endings` are those of further files beside each of them. `path in own_files` is cheap for any other path.
+    """
+
+    def __init__(self, targets: Iterable[Path], endings: Sequence[str] = ()) -> None:
+        self._folders: dict[str, set[str]] = {}
+        self._temporary: dict[str, set[str]] = {}
+        for target in targets:
+            folder = os.path.abspath(target.parent)
+            for name in (target.name, _hidden(target, _LOCK), *(target.name + ending for ending in endings)):
+                self._folders.setdefault(name, set()).add(folder)
+            self._temporary.setdefault(_hidden(target, "."), set()).add(folder)
+
+    def __contains__(self, path: str) -> bool:
+        folder, _, name = path.rpartition("/")
+        found = self._folders.get(name)
+        if found is None and name.endswith(_TEMPORARY):
+            found = next((folders for start, folders in self._temporary.items() if name.startswith(start)), None)
+        return found is not None and os.path.abspath(folder or ".") in found
 
 
 def _hidden(path: Path, ending: str) -> str:

@@ -18,6 +18,11 @@ LONGEST_ASPECT = 4
 """Longer side by shorter side of what is resized."""
 
 
+READING = 1
+"""Version of how pictures are read and resized: raised when the same file and specification give other pixels than
+before, so that rows kept from earlier are scored again."""
+
+
 class PreprocessingError(ValueError):
     """The specification is of a kind that this version does not know."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import stat
@@ -54,6 +55,14 @@ def read_picture(path: str, shorter_side: int | None = None) -> Picture:
     Raises PictureError; no other error leaves this function whatever the file holds.
     """
     return decode_picture(_read_bytes(path), shorter_side)
+
+
+def content_digest(path: str) -> bytes | None:
+    """SHA-256 of the file, 32 bytes; None where it cannot be read as a picture's would be."""
+    try:
+        return hashlib.sha256(_read_bytes(path)).digest()
+    except PictureError:
+        return None
 
 
 def decode_picture(data: bytes, shorter_side: int | None = None) -> Picture:

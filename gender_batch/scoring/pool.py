@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -27,6 +27,9 @@ QUEUED = 2
 
 START_LIMIT = 3
 """Workers that may die in a row without having a picture in hand before the run gives up."""
+
+PATIENCE = 0.2
+"""Seconds that all workers together get to end by themselves."""
 
 READY_TIMEOUT = 120.0
 """Seconds for a worker to import and load its model, on a busy machine with a cold disk."""
@@ -84,9 +87,9 @@ class _Worker:
             return now - self.born > READY_TIMEOUT
         return self.in_hand() is not None and now - self.started.value > picture_timeout
 
-    def stop(self) -> None:
-        self.connection.close()
-        self.process.join(0.2)
+    def stop(self, until: float) -> None:
+        """Let it end by itself until that monotonic time, and kill it then."""
+        self.process.join(max(0.0, until - time.monotonic()))
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -104,22 +107,28 @@ class WorkerPool:
         self._deaths_without_culprit = 0
 
     def __enter__(self) -> WorkerPool:
-        self._workers = [_Worker(self._context, self.factory) for _ in range(self.count)]
         return self
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.connection.close()
+        until = time.monotonic() + PATIENCE
         for worker in self._workers:
-            worker.stop()
+            worker.stop(until)
         self._workers = []
 
     def outcomes(self, paths: Iterable[str]) -> Iterator[tuple[str, Outcome]]:
         """(path, outcome) in the order of `paths`, which are drawn only a bounded number ahead.
 
-        Raises PoolError.
+        No process is started before the first path is there. Raises PoolError.
         """
         source = iter(paths)
+        first = next(source, None)
+        if first is None:
+            return
+        source = chain([first], source)
+        while len(self._workers) < self.count:
+            self._workers.append(_Worker(self._context, self.factory))
         again: deque[_Chunk] = deque()  # chunks of workers that died
         in_order: deque[_Chunk] = deque()
         exhausted = False

@@ -12,6 +12,7 @@ import numpy as np
 
 from gender_batch.model.metadata import Metadata
 from gender_batch.model.session import Device, Model
+from gender_batch.pictures.preprocessing import READING
 from gender_batch.prediction import PROBABILITY_DIGITS, Prediction, Status, decide
 from gender_batch.scoring.pool import WorkerPool
 from gender_batch.scoring.worker import Outcome, Read, ReadAndInfer
@@ -35,21 +36,17 @@ class Options:
 class Summary:
     """What a run has counted so far."""
 
+    pictures: int = 0
+    failed: int = 0
     statuses: Counter[Status] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: Prediction) -> None:
+        self.pictures += 1
+        self.failed += row.status is not Status.OK
         self.statuses[row.status] += 1
         if row.label is not None:
             self.labels[row.label] += 1
-
-    @property
-    def pictures(self) -> int:
-        return self.statuses.total()
-
-    @property
-    def failed(self) -> int:
-        return self.pictures - self.statuses[Status.OK]
 
 
 class Scorer:
@@ -81,6 +78,11 @@ class Scorer:
     @property
     def device(self) -> Device:
         return self._model.device
+
+    def digest(self) -> str:
+        """Stands for all that decides an answer: the model file, in which threshold and preprocessing are written,
+        and how this version reads and resizes pictures."""
+        return f"{self._model.digest()} {READING}"
 
     def __enter__(self) -> Scorer:
         self._pool.__enter__()

@@ -1,0 +1,274 @@
+"""What is known of the pictures, in an SQLite file that any end of the program leaves consistent."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gender_batch.prediction import Prediction, Status
+
+APPLICATION_ID = 0x47426174  # "GBat", where `file` and SQLite look for it
+SCHEMA_VERSION = 1
+
+COMMIT_ROWS = 1000
+COMMIT_SECONDS = 1.0
+"""Most outcomes, and the longest time, that a crash can cost."""
+
+LEAST_FREE = 64 * 1024 * 1024
+"""Bytes that must stay free on the state's volume: the run stops before it fills the disk for everybody."""
+
+FILES = ("", "-wal", "-shm", "-journal")
+"""What SQLite adds to the name of the state for the files beside it."""
+
+_SCHEMA = """
+CREATE TABLE models (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE);
+CREATE TABLE pictures (
+    id INTEGER PRIMARY KEY,       -- rises in the order in which pictures were found
+    path BLOB NOT NULL UNIQUE,    -- absolute, the bytes of the name
+    size INTEGER,
+    mtime_ns INTEGER,
+    content BLOB,                 -- SHA-256, where it was asked for
+    model INTEGER REFERENCES models,  -- what the picture was scored with; NULL: not yet
+    status TEXT, label TEXT, probabilities TEXT, faces INTEGER, width INTEGER, height INTEGER, error TEXT
+);
+CREATE INDEX pictures_of_content ON pictures (content) WHERE content IS NOT NULL;
+"""
+
+_FIND = "SELECT id, size, mtime_ns, content, model, status FROM pictures WHERE path = ?"
+_EXPECT = """
+INSERT INTO pictures (path, size, mtime_ns) VALUES (?, ?, ?)
+ON CONFLICT (path) DO UPDATE SET size = excluded.size, mtime_ns = excluded.mtime_ns, content = NULL, model = NULL
+RETURNING id
+"""
+_RECORD = """
+UPDATE pictures SET model = ?, content = ?,
+    status = ?, label = ?, probabilities = ?, faces = ?, width = ?, height = ?, error = ?
+WHERE id = ?
+"""
+_COPY = """
+UPDATE pictures SET (content, model, status, label, probabilities, faces, width, height, error) =
+    (SELECT content, model, status, label, probabilities, faces, width, height, error FROM pictures WHERE id = ?)
+WHERE id = ?
+"""
+_ROWS = """
+SELECT id, path, status, label, probabilities, faces, width, height, error FROM pictures
+WHERE id IN (SELECT value FROM json_each(?)) AND model IS NOT NULL
+"""
+_SAME_CONTENT = "SELECT id FROM pictures WHERE content = ? AND model = ? AND status NOT IN (?, ?, ?)"
+
+
+class StateError(Exception):
+    """The state cannot be used. The message names the file, the cause and the remedy."""
+
+
+class Stamp(NamedTuple):
+    """What tells cheaply whether a file has changed: bytes, and nanoseconds since 1970."""
+
+    size: int
+    mtime_ns: int
+
+
+Answer = tuple[Any, ...]
+"""A row without its path: what follows the path in a Prediction."""
+
+
+class Known(NamedTuple):
+    """What the state holds of a picture. `current`: it was scored, with the model that is in use now."""
+
+    id: int
+    stamp: Stamp
+    content: bytes | None
+    current: bool
+    status: Status | None
+
+
+class State:
+    """The pictures that were found, and their rows. A context manager; what was recorded is kept however it ends.
+
+    `digest` stands for all that decides an answer: rows of another one are not current. Only one process may have a
+    state open: the caller locks. Raises StateError when made and from every method.
+    """
+
+    def __init__(self, path: Path, digest: str) -> None:
+        self.path = path
+        self._errors = _Errors(path)
+        with self._errors:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's own files take over its mode
+            self._database = sqlite3.connect(path, isolation_level=None)
+            try:
+                self._prepare()
+                self._model = self._model_id(digest)
+            except BaseException:
+                self._database.close()
+                raise
+        self._uncommitted, self._committed = 0, time.monotonic()
+
+    def _prepare(self) -> None:
+        run = self._database.execute
+        (version,) = run("PRAGMA user_version").fetchone()
+        (application,) = run("PRAGMA application_id").fetchone()
+        (tables,) = run("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables and application != APPLICATION_ID:
+            raise StateError(f"{self.path}: a database of another program; name another file with --state")
+        if version > SCHEMA_VERSION:
+            raise StateError(
+                f"{self.path}: a state of version {version}, this program knows {SCHEMA_VERSION}; "
+                "update gender-batch, or start over with --fresh"
+            )
+        if not tables:  # before WAL, so that the file itself says what it is from its first moment
+            self._database.executescript(
+                f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; "
+                f"PRAGMA application_id = {APPLICATION_ID}; COMMIT;"
+            )
+        run("PRAGMA journal_mode = WAL")
+        # A power cut may take the last transactions, never the file: SQLite's documentation of WAL and synchronous.
+        run("PRAGMA synchronous = NORMAL")
+
+    def _model_id(self, digest: str) -> int:
+        self._database.execute("INSERT OR IGNORE INTO models (digest) VALUES (?)", (digest,))
+        found: int = self._database.execute("SELECT id FROM models WHERE digest = ?", (digest,)).fetchone()[0]
+        return found
+
+    def __enter__(self) -> State:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(sqlite3.Error):  # a full disk, of which is told already
+            self._commit()
+        self._database.close()
+
+    def find(self, path: bytes) -> Known | None:
+        with self._errors:
+            row = self._database.execute(_FIND, (path,)).fetchone()
+        if row is None:
+            return None
+        identifier, size, mtime_ns, content, model, status = row
+        return Known(identifier, Stamp(size, mtime_ns), content, model == self._model, status)
+
+    def expect(self, path: bytes, stamp: Stamp | None) -> int:
+        """Make a place for the row of a picture that is going to be scored; its id."""
+        with self._errors:
+            self._begin()
+            row = self._database.execute(_EXPECT, (path, *(stamp or (None, None)))).fetchone()
+        identifier: int = row[0]
+        return identifier
+
+    def record(self, identifier: int, row: Prediction, content: bytes | None = None) -> None:
+        """The row of the picture, whose path is not kept twice; commits from time to time."""
+        with self._errors:
+            self._begin()
+            self._database.execute(
+                _RECORD,
+                (
+                    self._model, content, row.status, row.label, json.dumps(row.probabilities), row.faces, row.width,
+                    row.height, row.error, identifier,
+                ),
+            )  # fmt: skip
+            self._uncommitted += 1
+            if self._uncommitted >= COMMIT_ROWS or time.monotonic() - self._committed > COMMIT_SECONDS:
+                self._commit()
+                self._check_disk()
+
+    def same_content(self, content: bytes) -> int | None:
+        """The id of a picture with this content whose row is current and tells of nothing but the content."""
+        with self._errors:
+            unlike = (Status.UNREADABLE, Status.TIMEOUT, Status.CRASHED)
+            row = self._database.execute(_SAME_CONTENT, (content, self._model, *unlike)).fetchone()
+        return row[0] if row else None
+
+    def copy(self, source: int, path: bytes, stamp: Stamp | None) -> int:
+        """Give another picture the row of `source`, whose content it has; its id."""
+        identifier = self.expect(path, stamp)
+        with self._errors:
+            self._database.execute(_COPY, (source, identifier))
+        return identifier
+
+    def learn(self, identifier: int, content: bytes) -> None:
+        with self._errors:
+            self._begin()
+            self._database.execute("UPDATE pictures SET content = ? WHERE id = ?", (content, identifier))
+
+    def rows(self, identifiers: Iterable[int]) -> dict[int, tuple[bytes, Answer]]:
+        """Paths and answers by id, of pictures that were scored."""
+        with self._errors:
+            found = self._database.execute(_ROWS, (json.dumps(list(identifiers)),))
+            return {
+                identifier: (path, (Status(status), label, tuple(json.loads(shares)), *rest))
+                for identifier, path, status, label, shares, *rest in found
+            }
+
+    def __len__(self) -> int:
+        with self._errors:
+            count: int = self._database.execute("SELECT count(*) FROM pictures").fetchone()[0]
+        return count
+
+    def keep_only(self, seen: bytearray) -> None:
+        """Forget every picture whose id is no index of a true value in `seen`."""
+        with self._errors:
+            gone = [
+                (identifier,)
+                for (identifier,) in self._database.execute("SELECT id FROM pictures")
+                if identifier >= len(seen) or not seen[identifier]
+            ]
+            for start in range(0, len(gone), COMMIT_ROWS):
+                self._begin()
+                self._database.executemany("DELETE FROM pictures WHERE id = ?", gone[start : start + COMMIT_ROWS])
+                self._commit()
+
+    def _begin(self) -> None:
+        if not self._database.in_transaction:
+            self._database.execute("BEGIN IMMEDIATE")
+
+    def _commit(self) -> None:
+        if self._database.in_transaction:
+            self._database.execute("COMMIT")
+        self._uncommitted, self._committed = 0, time.monotonic()
+
+    def _check_disk(self) -> None:
+        volume = os.statvfs(self.path)
+        free = volume.f_bavail * volume.f_frsize
+        if free < LEAST_FREE:
+            raise StateError(
+                f"{self.path}: only {free / 1e6:.0f} MB are free on its volume; "
+                "make room, and the same command goes on where it stopped"
+            )
+
+
+class _Errors:
+    """Turns what SQLite and the system raise into a StateError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, sqlite3.OperationalError):
+            raise StateError(
+                f"{self.path}: {error}; is there room on its volume, and may this user write there?"
+            ) from None
+        if isinstance(error, sqlite3.DatabaseError):
+            raise StateError(f"{self.path}: no state, or a damaged one ({error}); start over with --fresh") from None
+        if isinstance(error, OSError):
+            raise StateError(f"{self.path}: {error.strerror}; name a file that can be written with --state") from None
+
+
+def remove_state(path: Path) -> None:
+    """Remove a state and what SQLite keeps beside it. Raises StateError for a file that is something else."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(72)
+    except FileNotFoundError:
+        header = b""
+    if header and header[68:72] != APPLICATION_ID.to_bytes(4, "big") and header[:16] == b"SQLite format 3\0":
+        raise StateError(f"{path}: a database of another program; name another file with --state")
+    if header and header[:16] != b"SQLite format 3\0":
+        raise StateError(f"{path}: no state of gender-batch; name another file with --state")
+    for ending in reversed(FILES):
+        Path(f"{path}{ending}").unlink(missing_ok=True)

@@ -1,0 +1,248 @@
+"""Nights over a state: what is scored again, what is not, and that the rows always come out in the walk's order."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gender_batch.prediction import Prediction, Status
+from gender_batch.scoring.night import Night, Policy
+from gender_batch.scoring.state import FILES, State, StateError, remove_state
+
+
+class Reader:
+    """Scores a file by its content: text that begins with "bad" is corrupt. Remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def rows(self, paths: Iterable[str]) -> Iterator[Prediction]:
+        for path in paths:
+            self.asked.append(path)
+            text = Path(path).read_text()
+            if text.startswith("bad"):
+                yield Prediction(path, Status.CORRUPT, error=text)
+            else:
+                yield Prediction(path, Status.OK, "a", (len(text) / 100, 1 - len(text) / 100), None, 3, 4)
+
+
+class Folder:
+    """A folder of text files, and nights over it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.state = root / "files", root / "state.db"
+        self.root.mkdir()
+
+    def write(self, name: str, text: str, mtime: int = 1) -> str:
+        path = self.root / name
+        path.write_text(text)
+        os.utime(path, ns=(mtime, mtime))
+        return str(path)
+
+    def night(self, policy: Policy = Policy(), digest: str = "model") -> tuple[list[str], list[Prediction]]:  # noqa: B008
+        """What was scored, by name, and the rows."""
+        reader = Reader()
+        paths = sorted(str(path) for path in self.root.iterdir())
+        with State(self.state, digest) as state:
+            night = Night(state, policy)
+            rows = list(night.rows(reader, paths))
+            night.forget_others()
+            assert (night.found, night.scored) == (len(paths), len(reader.asked))
+            assert len(state) == len(paths)
+        assert rows == list(Reader().rows(paths))  # as if nothing had been known
+        return [Path(path).name for path in reader.asked], rows
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    found = Folder(tmp_path)
+    for name in ("a", "b", "c"):
+        found.write(name, name)
+    return found
+
+
+def test_only_new_and_changed_files_are_scored(folder: Folder) -> None:
+    assert folder.night()[0] == ["a", "b", "c"]
+    assert folder.night()[0] == []
+    folder.write("b", "longer")  # another size at the same time
+    folder.write("c", "x", mtime=2)  # another time at the same size
+    folder.write("aa", "new")
+    (folder.root / "a").unlink()
+    assert folder.night()[0] == ["aa", "b", "c"]
+    assert folder.night()[0] == []
+
+
+def test_another_model_makes_all_rows_stale(folder: Folder) -> None:
+    folder.night()
+    assert folder.night(digest="another")[0] == ["a", "b", "c"]
+    assert folder.night(digest="another")[0] == []
+
+
+def test_failed_pictures_are_scored_again_only_if_asked(folder: Folder) -> None:
+    folder.write("bad", "bad")
+    folder.night()
+    assert folder.night()[0] == []
+    assert folder.night(Policy(retry_failed=True))[0] == ["bad"]
+
+
+def test_content_counts_where_it_is_asked_for(folder: Folder) -> None:
+    verify = Policy(verify_content=True)
+    folder.night()
+    assert folder.night(verify)[0] == []  # now it is known
+    (folder.root / "a").rename(folder.root / "moved")
+    folder.write("copied", "b", mtime=5)
+    folder.write("c", "x")  # behind the back of size and time
+    assert folder.night(verify)[0] == ["c"]
+    folder.write("c", "x", mtime=7)  # touched
+    assert folder.night(verify)[0] == ["c"]
+    folder.write("c", "y", mtime=7)
+    reader = Reader()
+    with State(folder.state, "model") as state:
+        list(Night(state, Policy()).rows(reader, [str(folder.root / "c")]))
+    assert reader.asked == []  # without it the change is not seen: that is what it is for
+
+
+def test_a_file_that_changes_while_it_is_scored_is_scored_again(folder: Folder) -> None:
+    class Slow(Reader):
+        def rows(self, paths: Iterable[str]) -> Iterator[Prediction]:
+            for row in super().rows(paths):
+                folder.write("b", "B", mtime=9)
+                yield row
+
+    path = str(folder.root / "b")
+    with State(folder.state, "model") as state:
+        list(Night(state, Policy(verify_content=True)).rows(Slow(), [path]))
+        assert state.find(os.fsencode(path)).content is None  # type: ignore[union-attr]
+    reader = Reader()
+    with State(folder.state, "model") as state:
+        list(Night(state, Policy()).rows(reader, [path]))
+    assert reader.asked == [path]
+
+
+def test_a_file_that_cannot_be_looked_at_is_never_known(tmp_path: Path) -> None:
+    class Gone(Reader):
+        def rows(self, paths: Iterable[str]) -> Iterator[Prediction]:
+            for path in paths:
+                self.asked.append(path)
+                yield Prediction(path, Status.UNREADABLE, error="gone")
+
+    for _night in range(2):
+        reader = Gone()
+        with State(tmp_path / "state.db", "model") as state:
+            rows = list(Night(state, Policy()).rows(reader, [str(tmp_path / "none"), "nul\0"]))
+        assert [row.status for row in rows] == [Status.UNREADABLE] * 2
+        assert len(reader.asked) == 2
+
+
+def test_the_same_file_twice_has_two_rows(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.root)
+    paths = ["a", str(folder.root / "a"), "./a", "b", "a"]
+    for _night in range(2):
+        with State(folder.state, "model") as state:
+            rows = list(Night(state, Policy()).rows(Reader(), paths))
+        assert [row.path for row in rows] == paths
+
+
+def test_a_run_that_is_cut_goes_on(folder: Folder) -> None:
+    class Cut(Reader):
+        def rows(self, paths: Iterable[str]) -> Iterator[Prediction]:
+            for number, row in enumerate(super().rows(paths)):
+                if number == 2:
+                    raise KeyboardInterrupt
+                yield row
+
+    paths = sorted(str(path) for path in folder.root.iterdir())
+    with pytest.raises(KeyboardInterrupt), State(folder.state, "model") as state:
+        list(Night(state, Policy()).rows(Cut(), paths))
+    assert folder.night()[0] == ["c"]
+
+
+@given(st.lists(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 2)), max_size=8), max_size=4))
+def test_any_history_of_a_folder_gives_the_rows_of_its_last_night(
+    tmp_path_factory: pytest.TempPathFactory, nights: list[list[tuple[str, int]]]
+) -> None:
+    folder = Folder(tmp_path_factory.mktemp("history"))
+    mtime = 0
+    for changes in nights:
+        for name, size in changes:
+            mtime += 1
+            if size == 0:
+                (folder.root / name).unlink(missing_ok=True)
+            else:
+                folder.write(name, "x" * size, mtime)
+        if any(folder.root.iterdir()):
+            folder.night()
+
+
+def test_names_that_are_no_utf_8_come_back(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.write(os.fsdecode(b"\xff\n,'\xf0"), "x")
+    folder.night()
+    folder.night()
+
+
+# --- the file ---
+
+
+def test_the_state_is_for_its_owner_alone(folder: Folder) -> None:
+    with State(folder.state, "model") as state:
+        state.expect(b"/x", None)
+        beside = [Path(f"{folder.state}{ending}") for ending in FILES]
+        modes = [path.stat().st_mode & 0o777 for path in beside if path.exists()]
+    assert len(modes) >= 2
+    assert set(modes) == {0o600}
+
+
+def test_what_is_no_state_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    path.write_text("diary")
+    with pytest.raises(StateError, match=r"state\.db"):
+        State(path, "model")
+    with pytest.raises(StateError, match="--state"):
+        remove_state(path)
+    assert path.read_text() == "diary"
+    path.unlink()
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE songs (title)")
+    database.close()
+    before = path.read_bytes()
+    with pytest.raises(StateError, match="another program"):
+        State(path, "model")
+    with pytest.raises(StateError, match="another program"):
+        remove_state(path)
+    assert path.read_bytes() == before
+
+
+def test_a_state_of_a_newer_version_is_refused(folder: Folder) -> None:
+    folder.night()
+    with sqlite3.connect(folder.state) as database:
+        database.execute("PRAGMA user_version = 2")
+    database.close()
+    with pytest.raises(StateError, match=r"version 2.*--fresh"):
+        State(folder.state, "model")
+    remove_state(folder.state)
+    assert folder.night()[0] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("where", [100, 5000, 9000])
+def test_a_damaged_state_is_told(folder: Folder, where: int) -> None:
+    for number in range(300):
+        folder.write(f"file{number}", "x")
+    folder.night()
+    with folder.state.open("r+b") as file:
+        file.seek(where)
+        file.write(b"\xa5" * (folder.state.stat().st_size - where))
+    with pytest.raises(StateError, match="--fresh"), State(folder.state, "model") as state:
+        list(Night(state, Policy()).rows(Reader(), sorted(str(path) for path in folder.root.iterdir())))
+    remove_state(folder.state)
+    folder.night()
+
+
+def test_removing_what_is_not_there_is_no_error(tmp_path: Path) -> None:
+    remove_state(tmp_path / "none")
