@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -17,6 +17,7 @@ from gender_batch.cli.exits import Exit, fail, stopping_on_signals
 from gender_batch.cli.options import device_option, duration, model_option, workers_option
 
 if TYPE_CHECKING:
+    from gender_batch.cli.log import Log
     from gender_batch.pictures.find import Walk
     from gender_batch.scoring.run import Scorer, Summary
 
@@ -76,13 +77,28 @@ STANDARD = "-"
 @click.option(
     "--deadline", type=duration, metavar="TIME", help="Stop after 90s, 15m or 6h; the same command goes on then."
 )
+@click.option(
+    "--pseudonymise",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="KEYFILE",
+    help="Write a keyed hash of each path (HMAC-SHA-256) in its place.",
+)
+@click.option("--spreadsheet-safe", is_flag=True, help="Put ' before text in a CSV that a spreadsheet would run.")
+@click.option(
+    "--log-format",
+    default="text",
+    show_default=True,
+    type=click.Choice(["text", "json"]),
+    help="Standard error in lines for people, or JSON objects for collectors.",
+)
 @click.option("--no-recursive", is_flag=True, help="Do not enter folders within the folders.")
 @click.option("--follow-links", is_flag=True, help="Enter folders that are symbolic links; loops are noticed.")
 @click.option("-0", "--null", "nul", is_flag=True, help="The list on standard input is separated by NUL, not newline.")
 def classify(
     paths: tuple[str, ...], out: str, model: Path | None, device: str, workers: int | None,
     max_error_rate: float, picture_timeout: float, state: Path | None, retry_failed: bool, verify_content: bool,
-    fresh: bool, min_pictures: int, deadline: float | None, no_recursive: bool, follow_links: bool, nul: bool,
+    fresh: bool, min_pictures: int, deadline: float | None, pseudonymise: Path | None, spreadsheet_safe: bool,
+    log_format: str, no_recursive: bool, follow_links: bool, nul: bool,
 ) -> None:  # fmt: skip
     """Write one row for every file in the PATHs: folders, files, or - for a list of files on standard input.
 
@@ -91,9 +107,11 @@ def classify(
     FILE is replaced when the run is done, and never half written. A run that was stopped, by whatever, goes on
     where it was when the same command is given again.
     """
+    from gender_batch.cli.log import Log
     from gender_batch.cli.progress import ScoringProgress
     from gender_batch.model.metadata import ModelError
     from gender_batch.model.session import NoGpuError
+    from gender_batch.outputs import privacy
     from gender_batch.outputs.publish import LockedError, OwnFiles, journal_of, locked, published
     from gender_batch.outputs.rows import write_rows
     from gender_batch.pictures.find import Walk
@@ -113,15 +131,20 @@ def classify(
     walk = Walk(recursive=not no_recursive, follow_links=follow_links)
     own = OwnFiles([path for path in (target, known) if path], FILES)
     files = (path for path in _files(walk, paths, nul) if path not in own)
+    log = Log(as_json=log_format == "json")
+
+    def end(message: str, code: Exit = Exit.FATAL) -> NoReturn:
+        fail(message, code, log.error)
 
     summary = Summary()
     started = time.monotonic()
     try:
-        with stopping_on_signals(again, deadline), ExitStack() as locks:
+        name_of = privacy.pseudonymiser(pseudonymise) if pseudonymise else None
+        with stopping_on_signals(again, deadline, log.error), ExitStack() as locks:
             first = next(files, None)
             if first is None:
-                _tell_skipped(walk)
-                fail(f"no file found in {', '.join(paths)}; nothing is written", Exit.NO_PICTURE)
+                _tell_skipped(log, walk)
+                end(f"no file found in {', '.join(paths)}; nothing is written", Exit.NO_PICTURE)
             for path in (target, state):
                 if path:
                     locks.enter_context(locked(path))
@@ -129,24 +152,25 @@ def classify(
                 remove_state(known)
             with ExitStack() as stack:
                 scorer = stack.enter_context(Scorer(Options(model, device, workers, picture_timeout)))
-                click.echo(f"device: {scorer.device.name} ({scorer.device.reason})", err=True)
-                click.echo(f"model: {scorer.model}", err=True)
-                progress = stack.enter_context(ScoringProgress())
+                labels = scorer.metadata.labels
+                log.say("device", f"device: {scorer.device.name} ({scorer.device.reason})", **vars(scorer.device))
+                log.say("model", f"model: {scorer.model}", file=str(scorer.model))
+                kept = stack.enter_context(State(known, scorer.digest())) if known else None
+                progress = stack.enter_context(ScoringProgress(log, expected=len(kept) if kept else 0))
+                night = Night(kept, Policy(retry_failed, verify_content), progress.night) if kept else None
                 found = chain([first], files)
-                night = None
-                if known:
-                    kept = stack.enter_context(State(known, scorer.digest()))
-                    night = Night(kept, Policy(retry_failed, verify_content), progress.night)
                 with ExitStack() as publishing:
                     file = publishing.enter_context(published(target)) if target else sys.stdout.buffer
-                    labels = scorer.metadata.labels
                     rows = publishing.enter_context(write_rows(file, suffix, columns(labels)))
                     for row in night.rows(scorer, found) if night else scorer.rows(found):
-                        rows.write(row.values(len(labels)))
+                        values = row.values(len(labels))
+                        if name_of:
+                            values = (name_of(row.path), *values[1:])
+                        rows.write(privacy.spreadsheet_safe(values) if spreadsheet_safe and suffix == ".csv" else values)
                         summary.add(row)
                         progress.row(summary.pictures, summary.failed)
                     if summary.pictures < min_pictures:
-                        fail(
+                        end(
                             f"{summary.pictures:,} pictures found, fewer than --min-pictures {min_pictures:,}; "
                             "nothing is published. Is everything mounted?",
                             Exit.NO_PICTURE,
@@ -157,21 +181,21 @@ def classify(
             if known and not state:
                 remove_state(known)
     except LockedError as error:
-        fail(str(error), Exit.LOCKED)
+        end(str(error), Exit.LOCKED)
     except NoGpuError as error:
-        fail(str(error), Exit.NO_GPU)
-    except (ModelError, PoolError, StateError) as error:
-        fail(f"{error}. Nothing is published")
+        end(str(error), Exit.NO_GPU)
+    except (ModelError, PoolError, StateError, privacy.KeyFileError) as error:
+        end(f"{error}. Nothing is published")
     except BrokenPipeError:
         # Who read standard output has had enough. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        fail("standard output was closed before the last row")
+        end("standard output was closed before the last row")
     except OSError as error:
         place = target or Path.cwd()
-        fail(f"{place.parent.absolute()}: {error.strerror}; {place.name} is left as it was")
+        end(f"{place.parent.absolute()}: {error.strerror}; {place.name} is left as it was")
 
-    _tell_summary(summary, scorer, night.scored if night else summary.pictures, time.monotonic() - started)
-    _tell_skipped(walk)
+    _tell_summary(log, summary, scorer, time.monotonic() - started)
+    _tell_skipped(log, walk)
     if summary.failed > max_error_rate * summary.pictures or walk.unreadable_folders:
         sys.exit(Exit.FAILED_PICTURES)
 
@@ -206,24 +230,29 @@ def _listed(separator: bytes) -> Iterator[str]:
         yield os.fsdecode(rest)
 
 
-def _tell_summary(summary: Summary, scorer: Scorer, scored: int, seconds: float) -> None:
+def _tell_summary(log: Log, summary: Summary, scorer: Scorer, seconds: float) -> None:
     def counts(items: Iterable[tuple[str, int]]) -> str:
         return ", ".join(f"{name} {count:,}" for name, count in items)
 
+    known = summary.pictures - scorer.pictures
+    statuses = {status.value: count for status, count in summary.statuses.most_common()}
+    labels = dict(summary.labels.most_common())
     lines = [
         f"pictures: {summary.pictures:,} in {seconds:.1f} s, {summary.pictures / seconds:,.0f} pictures/s, "
-        f"{scorer.workers} workers on {scorer.device.name}"
-        + (f"; {summary.pictures - scored:,} were known" if scored < summary.pictures else ""),
-        f"status:   {counts((status.value, count) for status, count in summary.statuses.most_common())}",
-        f"labels:   {counts(summary.labels.most_common()) or 'none'}",
+        f"{scorer.workers} workers on {scorer.device.name}" + (f"; {known:,} were known" if known else ""),
+        f"status:   {counts(statuses.items())}",
+        f"labels:   {counts(labels.items()) or 'none'}",
     ]
-    click.echo("\n".join(lines), err=True)
+    facts = {"pictures": summary.pictures, "known": known, "statuses": statuses, "labels": labels}
+    log.say("done", "\n".join(lines), **facts, seconds=round(seconds, 3))
 
 
-def _tell_skipped(walk: Walk) -> None:
+def _tell_skipped(log: Log, walk: Walk) -> None:
     for folder, reason in walk.unreadable_folders[:20]:
-        click.echo(f"folder not read: {folder!r}: {reason}", err=True)
+        log.say("folder not read", f"folder not read: {folder!r}: {reason}", folder=folder, reason=reason)
     if len(walk.unreadable_folders) > 20:
-        click.echo(f"folders not read: {len(walk.unreadable_folders):,} in all", err=True)
+        count = len(walk.unreadable_folders)
+        log.say("folders not read", f"folders not read: {count:,} in all", folders=count)
     if walk.special_files:
-        click.echo(f"not opened: {walk.special_files:,} FIFOs, sockets or devices", err=True)
+        count = walk.special_files
+        log.say("not opened", f"not opened: {count:,} FIFOs, sockets or devices", files=count)

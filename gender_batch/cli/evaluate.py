@@ -44,6 +44,7 @@ def evaluate(
     DATA holds one folder per label of the model, or a test/ with these in it. Accuracy counts every picture by its
     most probable label; coverage and accuracy at the threshold tell what is left when `uncertain` is an answer.
     """
+    from gender_batch.cli.log import Log
     from gender_batch.cli.progress import ScoringProgress
     from gender_batch.evaluation.labelled import LabelsError
     from gender_batch.evaluation.labelled import evaluate as evaluate_labelled
@@ -57,7 +58,7 @@ def evaluate(
         with stopping_on_signals("Nothing was written."), Scorer(options) as scorer:
             click.echo(f"device: {scorer.device.name} ({scorer.device.reason})", err=True)
             click.echo(f"model: {scorer.model}", err=True)
-            with ScoringProgress() as progress:
+            with ScoringProgress(Log(as_json=False)) as progress:
                 result = evaluate_labelled(scorer, data, groups, progress.row)
     except NoGpuError as error:
         fail(str(error), Exit.NO_GPU)

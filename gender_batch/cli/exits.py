@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
@@ -41,13 +41,19 @@ class Interrupted(BaseException):
         self.number = number
 
 
-def fail(message: str, code: Exit = Exit.FATAL) -> NoReturn:
+def tell(message: str) -> None:
     click.echo(f"gender-batch: {message}", err=True)
+
+
+def fail(message: str, code: Exit = Exit.FATAL, tell: Callable[[str], None] = tell) -> NoReturn:
+    tell(message)
     sys.exit(code)
 
 
 @contextmanager
-def stopping_on_signals(how_to_go_on: str, deadline: float | None = None) -> Iterator[None]:
+def stopping_on_signals(
+    how_to_go_on: str, deadline: float | None = None, tell: Callable[[str], None] = tell
+) -> Iterator[None]:
     """SIGINT and SIGTERM unwind the stack, so that everything is closed, and exit with 128 + their number.
 
     So does the end of `deadline` seconds, with an exit code of its own.
@@ -66,8 +72,8 @@ def stopping_on_signals(how_to_go_on: str, deadline: float | None = None) -> Ite
         yield
     except Interrupted as stopped:
         if stopped.number == signal.SIGALRM:
-            fail(f"stopped at its --deadline. {how_to_go_on}", Exit.DEADLINE)
-        click.echo(f"gender-batch: stopped by {signal.Signals(stopped.number).name}. {how_to_go_on}", err=True)
+            fail(f"stopped at its --deadline. {how_to_go_on}", Exit.DEADLINE, tell)
+        tell(f"stopped by {signal.Signals(stopped.number).name}. {how_to_go_on}")
         sys.exit(128 + stopped.number)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from gender_batch.cli.log import Log
     from gender_batch.scoring.night import Night
     from gender_batch.training.fit import Epoch
 
@@ -73,16 +75,19 @@ class TrainingProgress:
 
 
 class ScoringProgress:
-    """Shows how many rows there are and how fast they come."""
+    """Shows how many pictures there are and how fast they come: on a terminal all the time, else a line a minute.
+
+    `expected` pictures, where an earlier run tells, give the time that is left.
+    """
 
     LOOK_EVERY = 64
-    """Rows between two looks at the clock."""
+    """Pictures between two looks at the clock."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        self.started = time.monotonic()
-        self.told = self.started
-        self.status = self.console.status("finding pictures") if self.console.is_terminal else None
+    def __init__(self, log: Log, expected: int = 0) -> None:
+        self.log, self.expected = log, expected
+        console = Console(stderr=True, highlight=False)
+        self.started = self.told = time.monotonic()
+        self.status = console.status("finding pictures") if console.is_terminal and not log.as_json else None
         self.interval = 0.2 if self.status else PLAIN_INTERVAL
 
     def __enter__(self) -> ScoringProgress:
@@ -97,20 +102,25 @@ class ScoringProgress:
     def night(self, night: Night) -> None:
         """While pictures are found, and scored where they must be."""
         if (night.found + night.scored) % self.LOOK_EVERY == 0:
-            self._tell(f"{night.found:,} found, {night.scored:,} scored", night.found)
+            self._tell(night.found, found=night.found, scored=night.scored)
 
     def row(self, pictures: int, failed: int) -> None:
         """While rows are written."""
         if pictures % self.LOOK_EVERY == 0:
-            self._tell(f"{pictures:,} pictures, {failed:,} failed", pictures)
+            self._tell(pictures, rows=pictures, failed=failed)
 
-    def _tell(self, counts: str, pictures: int) -> None:
+    def _tell(self, done: int, **counts: int) -> None:
         now = time.monotonic()
         if now - self.told < self.interval:
             return
         self.told = now
-        message = f"{counts}, {pictures / (now - self.started):,.0f} pictures/s"
+        speed = done / (now - self.started)
+        text = ", ".join(f"{count:,} {name}" for name, count in counts.items()) + f", {speed:,.0f} pictures/s"
+        left = (self.expected - done) / speed if self.expected > done else None
+        if left is not None:
+            text += f", about {timedelta(seconds=round(left))} left"
         if self.status:
-            self.status.update(message)
+            self.status.update(text)
         else:
-            self.console.print(message, markup=False, soft_wrap=True)
+            facts = {**counts, "pictures_per_second": round(speed, 1)}
+            self.log.say("progress", text, **facts, seconds_left=None if left is None else round(left))

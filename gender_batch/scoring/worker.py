@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,13 +24,17 @@ from gender_batch.prediction import Status
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
+MEMORY = 4 * 1024**3
+"""Bytes of address space that decoding may take in a worker, besides what its libraries and model have. The largest
+picture that is decoded, of 89 million 32-bit greys, takes three quarters of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one picture.
 
     `result` holds probabilities (classes,) where the worker infers, the picture's pixels (size, size, 3) where it
-    only reads, and None where `status` is not ok.
+    only reads, and None where `status` is not ok. `reading` and `inference` are seconds.
     """
 
     status: Status
@@ -37,6 +42,8 @@ class Outcome:
     width: int | None = None
     height: int | None = None
     error: str | None = None
+    reading: float = 0.0
+    inference: float = 0.0
 
 
 class Step(Protocol):
@@ -59,12 +66,15 @@ class Read:
 
     def __call__(self) -> Step:
         def step(path: str) -> Outcome:
+            began = time.perf_counter()
             try:
                 picture = self.preprocessing.read(path)
             except PictureError as error:
-                return Outcome(error.status, None, error.width, error.height, str(error))
+                seconds = time.perf_counter() - began
+                return Outcome(error.status, None, error.width, error.height, str(error), seconds)
             pixels = self.preprocessing.apply(picture.image)
-            return Outcome(Status.OK, pixels, picture.width, picture.height)
+            seconds = time.perf_counter() - began
+            return Outcome(Status.OK, pixels, picture.width, picture.height, reading=seconds)
 
         return step
 
@@ -84,8 +94,9 @@ class ReadAndInfer:
             outcome = read(path)
             if outcome.result is None:
                 return outcome
+            began = time.perf_counter()
             probabilities = model.probabilities(outcome.result[np.newaxis])[0]
-            return Outcome(Status.OK, probabilities, outcome.width, outcome.height)
+            return replace(outcome, result=probabilities, inference=time.perf_counter() - began)
 
         return step
 
@@ -106,6 +117,7 @@ def work(connection: Connection, factory: StepFactory, position: Any, started: A
     warnings.simplefilter("ignore")
     try:
         step = factory()
+        _limit_memory()
         connection.send(None)  # ready
         while True:
             paths: Sequence[str] = connection.recv()
@@ -118,3 +130,12 @@ def work(connection: Connection, factory: StepFactory, position: Any, started: A
             connection.send(outcomes)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has finished
+
+
+def _limit_memory() -> None:
+    """A picture that eats memory gets a MemoryError in its own row before the machine runs out of it."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MEMORY
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or hard > limit:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

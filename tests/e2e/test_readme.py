@@ -54,6 +54,6 @@ def test_options_that_the_readme_names_exist(command: str) -> None:
 def test_exit_codes_agree_with_the_help() -> None:
     text = " ".join(gender_batch("--help").stdout.decode().split())
     codes = re.findall(r"^\| (\d|128\+N) \| ", README, re.MULTILINE)
-    assert codes == ["0", "1", "2", "3", "4", "5", "6", "128+N"]
+    assert codes == ["0", "1", "2", "3", "4", "5", "6", "7", "8", "128+N"]
     for code in codes:
         assert f"{code} " in text

@@ -1,0 +1,43 @@
+"""What is changed in a row for those who get to see it: names that cannot be read, cells that cannot be run."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gender_batch.prediction import Value
+
+SHORTEST_KEY = 16
+"""Bytes."""
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""What makes a spreadsheet take a cell for a formula (OWASP, "CSV Injection")."""
+
+
+class KeyFileError(Exception):
+    """The key cannot be used. The message names the file, the cause and the remedy."""
+
+
+def pseudonymiser(key_file: Path) -> Callable[[str], str]:
+    """A function from a path to its pseudonym: HMAC-SHA-256 of its bytes (RFC 2104), 64 hexadecimal digits.
+
+    The same key and path give the same pseudonym, every night; without the key nobody can try names out.
+    Raises KeyFileError.
+    """
+    try:
+        key = key_file.read_bytes().strip()
+    except OSError as error:
+        raise KeyFileError(f"{key_file}: {error.strerror}; name a file that holds a key") from None
+    if len(key) < SHORTEST_KEY:
+        raise KeyFileError(
+            f"{key_file}: a key of {len(key)} bytes; it needs {SHORTEST_KEY} or more: openssl rand -hex 32 > {key_file}"
+        )
+    return lambda path: hmac.new(key, os.fsencode(path), hashlib.sha256).hexdigest()
+
+
+def spreadsheet_safe(values: Sequence[Value]) -> list[Value]:
+    """The values, with an apostrophe before text that a spreadsheet would run; it then shows the text as it is."""
+    return [f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value for value in values]

@@ -1,0 +1,213 @@
+"""`gender-batch classify` night after night, and what happens to it in between: kills, deadlines, full disks."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from installed import COMMAND, gender_batch, read_csv
+
+KILLS = 30
+
+
+@pytest.fixture
+def tree(faces: list[Path], tmp_path: Path) -> Path:
+    """Twelve pictures, one of them broken, in two folders."""
+    root = tmp_path / "tree"
+    for number, path in enumerate(faces[:12]):
+        folder = root / f"folder{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / f"{number}.jpg")
+    broken = root / "folder1" / "11.jpg"
+    broken.write_bytes(broken.read_bytes()[:3000])
+    return root
+
+
+def score(tree: Path, out: Path, *options: str | Path) -> str:
+    """What a run over the tree said."""
+    result = gender_batch("classify", tree, "--out", out, "--max-error-rate", "0.5", *options)
+    assert result.returncode == 0, result.stderr.decode()
+    return result.stderr.decode()
+
+
+def test_a_second_night_scores_what_is_new(tree: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state.db"
+    out, plain = tmp_path / "rows.csv", tmp_path / "plain.csv"
+
+    def night(*options: str) -> str:
+        told = score(tree, out, "--state", state, *options)
+        score(tree, plain)  # knows nothing, and says the same
+        assert out.read_bytes() == plain.read_bytes()
+        assert not list(tmp_path.glob(".*"))  # neither a journal nor a lock is left
+        return told
+
+    assert "were known" not in night()
+    assert "; 12 were known" in night()
+    (tree / "folder0" / "0.jpg").unlink()
+    shutil.copy(tree / "folder0" / "2.jpg", tree / "new.jpg")
+    os.utime(tree / "folder0" / "4.jpg", (1, 1))
+    assert "; 10 were known" in night()
+    assert "; 11 were known" in night("--retry-failed")
+    assert "were known" not in night("--fresh")
+    assert state.stat().st_mode & 0o777 == 0o600
+
+
+def test_content_decides_where_it_is_verified(tree: Path, tmp_path: Path) -> None:
+    options = ("--state", tmp_path / "state.db", "--verify-content")
+    score(tree, tmp_path / "rows.csv", *options)
+    shutil.copytree(tree / "folder0", tree / "copied")
+    (tree / "folder1").rename(tree / "moved")
+    changed = tree / "moved" / "1.jpg"
+    before = changed.stat()
+    changed.write_bytes(changed.read_bytes()[:-1] + b"\0")
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    told = score(tree, tmp_path / "rows.csv", *options)
+    assert "pictures: 18 " in told
+    assert "; 17 were known" in told
+
+
+def test_killed_again_and_again_it_ends_as_if_undisturbed(faces: list[Path], tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(1200):
+        (tree / f"{number:04}.jpg").hardlink_to(faces[number % len(faces)])
+    (tree / "bad.jpg").write_text("no picture")
+    score(tree, tmp_path / "undisturbed.csv")
+    out = tmp_path / "rows.csv"
+    out.write_text("yesterday")
+    dice = random.Random(0)
+    for _kill in range(KILLS):
+        process = subprocess.Popen(
+            [COMMAND, "classify", tree, "--out", out, "--max-error-rate", "0.5"], stderr=subprocess.PIPE
+        )
+        assert process.stderr is not None
+        if dice.random() < 0.8:
+            process.stderr.readline()  # it has begun
+        time.sleep(dice.random() * 0.6)
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        if out.read_bytes() != b"yesterday":
+            break
+    assert out.read_bytes() in (b"yesterday", (tmp_path / "undisturbed.csv").read_bytes())
+    told = score(tree, out)
+    assert out.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
+    assert "were known" in told  # the kills cost no more than what was in flight
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == [
+        path.name for path in sorted(tmp_path.glob(".rows.csv*.tmp"))
+    ]
+
+
+@pytest.mark.parametrize("stop", ["SIGTERM", "SIGINT", "deadline"])
+def test_stopped_it_says_how_to_go_on_and_does(faces: list[Path], tmp_path: Path, stop: str) -> None:
+    out = tmp_path / "rows.csv"
+    out.write_text("yesterday")
+    command = [COMMAND, "classify", "-", "--out", out, *(("--deadline", "3s") if stop == "deadline" else ())]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(b"".join(os.fsencode(path) + b"\n" for path in faces))
+        process.stdin.flush()  # and the list stays open: the run cannot end by itself
+        time.sleep(2)
+        if stop != "deadline":
+            process.send_signal(signal.Signals[stop])
+        code = process.wait(timeout=20)
+        told = process.stderr.read().decode()
+    assert code == (7 if stop == "deadline" else 128 + signal.Signals[stop])
+    assert "goes on" in told
+    assert out.read_text() == "yesterday"
+    paths = b"".join(os.fsencode(path) + b"\n" for path in faces)
+    result = gender_batch("classify", "-", "--out", out, stdin=paths)
+    assert result.returncode == 0
+    assert b"were known" in result.stderr
+    assert [row["path"] for row in read_csv(out)] == list(map(str, faces))
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_the_disk_is_full_at_any_point(tree: Path, tmp_path: Path) -> None:
+    score(tree, tmp_path / "undisturbed.csv")
+    out = tmp_path / "rows.csv"
+    out.write_text("yesterday")
+    blocks, codes = 1, []
+    while not codes or codes[-1] != 0:  # files may grow to ever more blocks, until that is enough
+        limited = ["bash", "-c", f'ulimit -f {blocks}; trap "" XFSZ; exec "$@"', "bash", COMMAND]
+        result = subprocess.run(
+            [*limited, "classify", tree, "--out", out, "--max-error-rate", "0.5", "--fresh"],
+            capture_output=True,
+            check=False,
+        )
+        codes.append(result.returncode)
+        if result.returncode:
+            assert result.returncode == 1, result.stderr
+            assert str(tmp_path).encode() in result.stderr
+            assert b"Traceback" not in result.stderr
+            assert out.read_text() == "yesterday"
+        blocks *= 2
+    assert len(codes) > 3
+    assert out.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
+
+
+def test_one_run_per_state(tree: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state.db"
+    with subprocess.Popen(
+        [COMMAND, "classify", "-", "--out", tmp_path / "one.csv", "--state", state],
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(os.fsencode(next(tree.rglob("*.jpg"))) + b"\n")
+        process.stdin.flush()
+        assert b"device" in process.stderr.readline()
+        result = gender_batch("classify", tree, "--out", tmp_path / "two.csv", "--state", state)
+        process.kill()
+    assert result.returncode == 5
+    assert f"pid {process.pid}".encode() in result.stderr
+    assert not (tmp_path / "two.csv").exists()
+    score(tree, tmp_path / "two.csv", "--state", state)  # a lock does not outlive its holder
+
+
+def test_an_empty_mount_publishes_nothing(tree: Path, tmp_path: Path) -> None:
+    out, state = tmp_path / "rows.csv", tmp_path / "state.db"
+    score(tree, out, "--state", state)
+    before = out.read_bytes()
+    shutil.move(tree / "folder0", tmp_path / "elsewhere")
+    result = gender_batch("classify", tree, "--out", out, "--state", state, "--min-pictures", "10")
+    assert result.returncode == 4
+    assert b"--min-pictures" in result.stderr
+    assert out.read_bytes() == before
+    shutil.move(tmp_path / "elsewhere", tree / "folder0")
+    assert "; 12 were known" in score(tree, out, "--state", state)
+    assert out.read_bytes() == before
+
+
+def test_a_foreign_or_newer_state_is_refused(tree: Path, tmp_path: Path) -> None:
+    out, state = tmp_path / "rows.csv", tmp_path / "state.db"
+    state.write_text("a diary")
+    for options in ((), ("--fresh",)):
+        result = gender_batch("classify", tree, "--out", out, "--state", state, *options)
+        assert result.returncode == 1
+        assert os.fsencode(state) in result.stderr
+        assert state.read_text() == "a diary"
+    state.unlink()
+    score(tree, out, "--state", state)
+    database = sqlite3.connect(state)
+    database.execute("PRAGMA user_version = 99")
+    database.close()
+    result = gender_batch("classify", tree, "--out", out, "--state", state)
+    assert result.returncode == 1
+    assert b"version 99" in result.stderr
+    assert b"--fresh" in result.stderr
+
+
+def test_wrong_durations_are_exit_2(tree: Path, tmp_path: Path) -> None:
+    for text in ("soon", "0", "-3", "6 weeks"):
+        result = gender_batch("classify", tree, "--out", tmp_path / "rows.csv", "--deadline", text)
+        assert result.returncode == 2
+        assert b"6h" in result.stderr
