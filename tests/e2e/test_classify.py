@@ -322,3 +322,29 @@ def test_a_signal_stops_a_run_that_waits_for_its_list(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_for_other_eyes(tmp_path: Path) -> None:
+    picture(tmp_path / "=1+1.jpg")
+    (tmp_path / "key").write_text("a key of more than sixteen bytes\n")
+    arguments = ("classify", "=1+1.jpg", "--out", "rows.csv")
+    assert gender_batch(*arguments, "--spreadsheet-safe", cwd=tmp_path).returncode == 0
+    assert read_csv(tmp_path / "rows.csv")[0]["path"] == "'=1+1.jpg"
+    assert gender_batch(*arguments, "--pseudonymise", "key", cwd=tmp_path).returncode == 0
+    (row,) = read_csv(tmp_path / "rows.csv")
+    assert len(row["path"]) == 64
+    assert "=1+1" not in (tmp_path / "rows.csv").read_text()
+    (tmp_path / "key").write_text("short")
+    result = gender_batch(*arguments, "--pseudonymise", "key", cwd=tmp_path)
+    assert result.returncode == 1
+    assert b"openssl" in result.stderr
+
+
+def test_a_log_for_collectors_is_json_to_the_last_line(faces: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    for source, last in ((faces[0], "done"), (tmp_path / "none", "error")):
+        result = gender_batch("classify", source, "--out", tmp_path / "rows.csv", "--log-format", "json")
+        events = [json.loads(line) for line in result.stderr.splitlines()]
+        assert events[-1]["event"] == last
+        assert all({"time", "event"} < event.keys() for event in events)
+        assert result.stdout == b""
