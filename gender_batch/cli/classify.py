@@ -6,10 +6,10 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
@@ -109,17 +109,14 @@ def classify(
     """
     from gender_batch.cli.log import Log
     from gender_batch.cli.progress import ScoringProgress
-    from gender_batch.model.metadata import ModelError
-    from gender_batch.model.session import NoGpuError
     from gender_batch.outputs import privacy
-    from gender_batch.outputs.publish import LockedError, OwnFiles, journal_of, locked, published
+    from gender_batch.outputs.publish import OwnFiles, journal_of, locked, published, remove_leftovers
     from gender_batch.outputs.rows import write_rows
     from gender_batch.pictures.find import Walk
     from gender_batch.prediction import columns
     from gender_batch.scoring.night import Night, Policy
-    from gender_batch.scoring.pool import PoolError
     from gender_batch.scoring.run import Options, Scorer, Summary
-    from gender_batch.scoring.state import FILES, State, StateError, remove_state
+    from gender_batch.scoring.state import FILES, State, remove_state
 
     target = None if out == STANDARD else Path(out)
     suffix = _suffix(target) if target else ".csv"
@@ -130,74 +127,88 @@ def classify(
     again = f"Nothing was published; the same command {'goes on' if known else 'starts again'}."
     walk = Walk(recursive=not no_recursive, follow_links=follow_links)
     own = OwnFiles([path for path in (target, known) if path], FILES)
-    files = (path for path in _files(walk, paths, nul) if path not in own)
+    files: Iterator[str] = (path for path in _files(walk, paths, nul) if path not in own)
     log = Log(as_json=log_format == "json")
-
-    def end(message: str, code: Exit = Exit.FATAL) -> NoReturn:
-        fail(message, code, log.error)
-
     summary = Summary()
     started = time.monotonic()
-    try:
+    with _errors_told(log, target), stopping_on_signals(again, deadline, log.error), ExitStack() as stack:
         name_of = privacy.pseudonymiser(pseudonymise) if pseudonymise else None
-        with stopping_on_signals(again, deadline, log.error), ExitStack() as locks:
-            first = next(files, None)
-            if first is None:
-                _tell_skipped(log, walk)
-                end(f"no file found in {', '.join(paths)}; nothing is written", Exit.NO_PICTURE)
-            for path in (target, state):
-                if path:
-                    locks.enter_context(locked(path))
-            if known and fresh:
-                remove_state(known)
-            with ExitStack() as stack:
-                scorer = stack.enter_context(Scorer(Options(model, device, workers, picture_timeout)))
-                labels = scorer.metadata.labels
-                log.say("device", f"device: {scorer.device.name} ({scorer.device.reason})", **vars(scorer.device))
-                log.say("model", f"model: {scorer.model}", file=str(scorer.model))
-                kept = stack.enter_context(State(known, scorer.digest())) if known else None
-                progress = stack.enter_context(ScoringProgress(log, expected=len(kept) if kept else 0))
-                night = Night(kept, Policy(retry_failed, verify_content), progress.night) if kept else None
-                found = chain([first], files)
-                with ExitStack() as publishing:
-                    file = publishing.enter_context(published(target)) if target else sys.stdout.buffer
-                    rows = publishing.enter_context(write_rows(file, suffix, columns(labels)))
-                    for row in night.rows(scorer, found) if night else scorer.rows(found):
-                        values = row.values(len(labels))
-                        if name_of:
-                            values = (name_of(row.path), *values[1:])
-                        rows.write(privacy.spreadsheet_safe(values) if spreadsheet_safe and suffix == ".csv" else values)
-                        summary.add(row)
-                        progress.row(summary.pictures, summary.failed)
-                    if summary.pictures < min_pictures:
-                        end(
-                            f"{summary.pictures:,} pictures found, fewer than --min-pictures {min_pictures:,}; "
-                            "nothing is published. Is everything mounted?",
-                            Exit.NO_PICTURE,
-                        )
-                # A folder that could not be read tonight has not lost its pictures.
-                if night and not walk.unreadable_folders:
-                    night.forget_others()
-            if known and not state:
-                remove_state(known)
-    except LockedError as error:
-        end(str(error), Exit.LOCKED)
-    except NoGpuError as error:
-        end(str(error), Exit.NO_GPU)
-    except (ModelError, PoolError, StateError, privacy.KeyFileError) as error:
-        end(f"{error}. Nothing is published")
-    except BrokenPipeError:
-        # Who read standard output has had enough. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        end("standard output was closed before the last row")
-    except OSError as error:
-        place = target or Path.cwd()
-        end(f"{place.parent.absolute()}: {error.strerror}; {place.name} is left as it was")
+        first = next(files, None)
+        if first is None:
+            _tell_skipped(log, walk)
+            fail(f"no file found in {', '.join(paths)}; nothing is written", Exit.NO_PICTURE, log.error)
+        for path in (target, state):
+            if path:
+                stack.enter_context(locked(path))
+                remove_leftovers(path)
+        if known and fresh:
+            remove_state(known)
+        if known and not state:
+            stack.push(lambda kind, *_: None if kind else remove_state(known))  # the journal of a run that ended well
+
+        scorer = stack.enter_context(Scorer(Options(model, device, workers, picture_timeout)))
+        labels = scorer.metadata.labels
+        log.say("device", f"device: {scorer.device.name} ({scorer.device.reason})", **vars(scorer.device))
+        log.say("model", f"model: {scorer.model}", file=str(scorer.model))
+        kept = stack.enter_context(State(known, scorer.digest())) if known else None
+        progress = stack.enter_context(ScoringProgress(log, expected=len(kept) if kept else 0))
+        files = chain([first], files)
+        night = None
+        if kept:
+            night = stack.enter_context(Night(kept, Policy(retry_failed, verify_content), progress.night))
+            night.score(scorer, files)
+        with ExitStack() as publishing:
+            file = publishing.enter_context(published(target)) if target else sys.stdout.buffer
+            rows = publishing.enter_context(write_rows(file, suffix, columns(labels)))
+            for row in night.rows() if night else scorer.rows(files):
+                values = row.values(len(labels))
+                if name_of:
+                    values = (name_of(row.path), *values[1:])
+                rows.write(privacy.spreadsheet_safe(values) if spreadsheet_safe and suffix == ".csv" else values)
+                summary.add(row)
+                progress.row(summary.pictures, summary.failed)
+            if summary.pictures < min_pictures:
+                fail(
+                    f"{summary.pictures:,} pictures found, fewer than --min-pictures {min_pictures:,}; "
+                    "nothing is published. Is everything mounted?",
+                    Exit.NO_PICTURE,
+                    log.error,
+                )
+        # A folder that could not be read tonight has not lost its pictures.
+        if night and not walk.unreadable_folders:
+            night.forget_others()
 
     _tell_summary(log, summary, scorer, time.monotonic() - started)
     _tell_skipped(log, walk)
     if summary.failed > max_error_rate * summary.pictures or walk.unreadable_folders:
         sys.exit(Exit.FAILED_PICTURES)
+
+
+@contextmanager
+def _errors_told(log: Log, target: Path | None) -> Iterator[None]:
+    """What ends a run becomes one line and the exit code."""
+    from gender_batch.model.metadata import ModelError
+    from gender_batch.model.session import NoGpuError
+    from gender_batch.outputs.privacy import KeyFileError
+    from gender_batch.outputs.publish import LockedError
+    from gender_batch.scoring.pool import PoolError
+    from gender_batch.scoring.state import StateError
+
+    try:
+        yield
+    except LockedError as error:
+        fail(str(error), Exit.LOCKED, log.error)
+    except NoGpuError as error:
+        fail(str(error), Exit.NO_GPU, log.error)
+    except (ModelError, PoolError, StateError, KeyFileError) as error:
+        fail(f"{error}. Nothing is published", Exit.FATAL, log.error)
+    except BrokenPipeError:
+        # Who read standard output has had enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        fail("standard output was closed before the last row", Exit.FATAL, log.error)
+    except OSError as error:
+        place = target or Path.cwd()
+        fail(f"{place.parent.absolute()}: {error.strerror}; {place.name} is left as it was", Exit.FATAL, log.error)
 
 
 def _suffix(target: Path) -> str:

@@ -46,6 +46,14 @@ def published(path: Path) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
+def remove_leftovers(target: Path) -> None:
+    """Remove temporary files of runs that were killed. Only for who holds the lock of `target`. Raises OSError."""
+    start = _hidden(target, ".")
+    for path in target.absolute().parent.iterdir():
+        if path.name.startswith(start) and path.name.endswith(_TEMPORARY):
+            path.unlink(missing_ok=True)
+
+
 def journal_of(target: Path) -> Path:
     """Where a run keeps what it has done until `target` is published, if no other place is named."""
     return target.with_name(_hidden(target, ".state"))

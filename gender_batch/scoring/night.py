@@ -37,49 +37,57 @@ class Scoring(Protocol):
 
 
 class Night:
-    """Counts while it goes: `found` files, of which `scored` were scored in this run."""
+    """A context manager: `score` what must be scored, then draw the `rows`. Memory does not grow with the pictures.
+
+    Counts while it goes: `found` files, of which `scored` were scored in this run; `told` is called after each.
+    All methods raise StateError.
+    """
 
     def __init__(self, state: State, policy: Policy, told: Callable[[Night], None] = lambda _: None) -> None:
         self.state, self.policy, self.told = state, policy, told
         self.found = self.scored = 0
         self._folder = os.getcwdb() + b"/"
         self._expected: deque[tuple[int, Stamp | None, bytes | None]] = deque()
+        self._spool = _Spool(state.path.parent)
+        self._seen = bytearray()
 
-    def rows(self, scorer: Scoring, paths: Iterable[str]) -> Iterator[Prediction]:
-        """One row per path, in their order, after all that had to be scored are.
+    def __enter__(self) -> Night:
+        return self
 
-        Memory does not grow with their number: what was found goes to a temporary file, 8 bytes each.
-        Raises StateError, and what the scorer raises.
-        """
-        with _Spool(self.state.path.parent) as spool:
-            for row in scorer.rows(self._to_score(paths, spool)):
-                identifier, stamp, content = self._expected.popleft()
-                if content is not None and _stamp(row.path) != stamp:
-                    content = None  # it changed meanwhile: whose digest this is cannot be told
-                self.state.record(identifier, row, content)
-                self.scored += 1
-                self.told(self)
-            seen = bytearray()
-            for identifiers in spool.chunks():
-                wanted = {abs(identifier) for identifier in identifiers}
-                rows = self.state.rows(wanted)
-                if len(rows) != len(wanted):
-                    raise StateError(f"{self.state.path}: {len(wanted) - len(rows)} rows are missing: a defect of ours")
-                seen.extend(bytes(max(0, max(rows) + 1 - len(seen))))
-                for identifier in identifiers:
-                    path, answer = rows[abs(identifier)]
-                    seen[abs(identifier)] = 1
-                    # Below zero: it was named relative to the current folder.
-                    name = path.removeprefix(self._folder) if identifier < 0 else path
-                    yield Prediction(os.fsdecode(name), *answer)
-        self._seen = seen
+    def __exit__(self, *_: object) -> None:
+        self._spool.close()
+
+    def score(self, scorer: Scoring, paths: Iterable[str]) -> None:
+        """Bring the state up to date with the files. Raises what the scorer raises, too."""
+        for row in scorer.rows(self._to_score(paths)):
+            identifier, stamp, content = self._expected.popleft()
+            if content is not None and _stamp(row.path) != stamp:
+                content = None  # it changed meanwhile: whose digest this is cannot be told
+            self.state.record(identifier, row, content)
+            self.scored += 1
+            self.told(self)
+
+    def rows(self) -> Iterator[Prediction]:
+        """One row per path that was scored or known, in the order of the paths."""
+        for identifiers in self._spool.chunks():
+            wanted = {abs(identifier) for identifier in identifiers}
+            rows = self.state.rows(wanted)
+            if len(rows) != len(wanted):
+                raise StateError(f"{self.state.path}: {len(wanted) - len(rows)} rows are missing: a defect of ours")
+            self._seen.extend(bytes(max(0, max(rows) + 1 - len(self._seen))))
+            for identifier in identifiers:
+                path, answer = rows[abs(identifier)]
+                self._seen[abs(identifier)] = 1
+                # Below zero: it was named relative to the current folder.
+                name = path.removeprefix(self._folder) if identifier < 0 else path
+                yield Prediction(os.fsdecode(name), *answer)
 
     def forget_others(self) -> None:
-        """Let the state forget pictures that were not found; to be called when the rows are published."""
+        """Let the state forget pictures that were not among the rows; to be called when these are published."""
         if self._seen.count(1) != len(self.state):
             self.state.keep_only(self._seen)
 
-    def _to_score(self, paths: Iterable[str], spool: _Spool) -> Iterator[str]:
+    def _to_score(self, paths: Iterable[str]) -> Iterator[str]:
         """Those paths that must be scored; every path's id goes to the spool."""
         for path in paths:
             self.found += 1
@@ -90,7 +98,7 @@ class Night:
             known = self.state.find(key)
             answered = self._answered(known, key, stamp, content)
             identifier = answered or self.state.expect(key, stamp)
-            spool.add(-identifier if relative else identifier)
+            self._spool.add(-identifier if relative else identifier)
             if answered is None:
                 self._expected.append((identifier, stamp, content))
                 yield path
@@ -124,13 +132,10 @@ class _Spool:
     """Numbers in the order they came, in a nameless file in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close()
         self._recent = array("q")
 
-    def __enter__(self) -> _Spool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._file.close()
 
     def add(self, number: int) -> None:

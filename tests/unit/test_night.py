@@ -32,6 +32,12 @@ class Reader:
                 yield Prediction(path, Status.OK, "a", (len(text) / 100, 1 - len(text) / 100), None, 3, 4)
 
 
+def rows_of(night: Night, reader: Reader, paths: list[str]) -> list[Prediction]:
+    with night:
+        night.score(reader, paths)
+        return list(night.rows())
+
+
 class Folder:
     """A folder of text files, and nights over it."""
 
@@ -51,7 +57,7 @@ class Folder:
         paths = sorted(str(path) for path in self.root.iterdir())
         with State(self.state, digest) as state:
             night = Night(state, policy)
-            rows = list(night.rows(reader, paths))
+            rows = rows_of(night, reader, paths)
             night.forget_others()
             assert (night.found, night.scored) == (len(paths), len(reader.asked))
             assert len(state) == len(paths)
@@ -104,7 +110,7 @@ def test_content_counts_where_it_is_asked_for(folder: Folder) -> None:
     folder.write("c", "y", mtime=7)
     reader = Reader()
     with State(folder.state, "model") as state:
-        list(Night(state, Policy()).rows(reader, [str(folder.root / "c")]))
+        rows_of(Night(state, Policy()), reader, [str(folder.root / "c")])
     assert reader.asked == []  # without it the change is not seen: that is what it is for
 
 
@@ -117,11 +123,11 @@ def test_a_file_that_changes_while_it_is_scored_is_scored_again(folder: Folder) 
 
     path = str(folder.root / "b")
     with State(folder.state, "model") as state:
-        list(Night(state, Policy(verify_content=True)).rows(Slow(), [path]))
+        rows_of(Night(state, Policy(verify_content=True)), Slow(), [path])
         assert state.find(os.fsencode(path)).content is None  # type: ignore[union-attr]
     reader = Reader()
     with State(folder.state, "model") as state:
-        list(Night(state, Policy()).rows(reader, [path]))
+        rows_of(Night(state, Policy()), reader, [path])
     assert reader.asked == [path]
 
 
@@ -135,7 +141,7 @@ def test_a_file_that_cannot_be_looked_at_is_never_known(tmp_path: Path) -> None:
     for _night in range(2):
         reader = Gone()
         with State(tmp_path / "state.db", "model") as state:
-            rows = list(Night(state, Policy()).rows(reader, [str(tmp_path / "none"), "nul\0"]))
+            rows = rows_of(Night(state, Policy()), reader, [str(tmp_path / "none"), "nul\0"])
         assert [row.status for row in rows] == [Status.UNREADABLE] * 2
         assert len(reader.asked) == 2
 
@@ -145,7 +151,7 @@ def test_the_same_file_twice_has_two_rows(folder: Folder, monkeypatch: pytest.Mo
     paths = ["a", str(folder.root / "a"), "./a", "b", "a"]
     for _night in range(2):
         with State(folder.state, "model") as state:
-            rows = list(Night(state, Policy()).rows(Reader(), paths))
+            rows = rows_of(Night(state, Policy()), Reader(), paths)
         assert [row.path for row in rows] == paths
 
 
@@ -159,7 +165,7 @@ def test_a_run_that_is_cut_goes_on(folder: Folder) -> None:
 
     paths = sorted(str(path) for path in folder.root.iterdir())
     with pytest.raises(KeyboardInterrupt), State(folder.state, "model") as state:
-        list(Night(state, Policy()).rows(Cut(), paths))
+        rows_of(Night(state, Policy()), Cut(), paths)
     assert folder.night()[0] == ["c"]
 
 
@@ -239,7 +245,7 @@ def test_a_damaged_state_is_told(folder: Folder, where: int) -> None:
         file.seek(where)
         file.write(b"\xa5" * (folder.state.stat().st_size - where))
     with pytest.raises(StateError, match="--fresh"), State(folder.state, "model") as state:
-        list(Night(state, Policy()).rows(Reader(), sorted(str(path) for path in folder.root.iterdir())))
+        rows_of(Night(state, Policy()), Reader(), sorted(str(path) for path in folder.root.iterdir()))
     remove_state(folder.state)
     folder.night()
 
