@@ -151,7 +151,7 @@ def classify(
         log.say("device", f"device: {scorer.device.name} ({scorer.device.reason})", **vars(scorer.device))
         log.say("model", f"model: {scorer.model}", file=str(scorer.model))
         kept = stack.enter_context(State(known, scorer.digest())) if known else None
-        progress = stack.enter_context(ScoringProgress(log, expected=len(kept) if kept else 0))
+        progress = stack.enter_context(ScoringProgress(log, expected=kept.count() if kept else 0))
         files = chain([first], files)
         night = None
         if kept:

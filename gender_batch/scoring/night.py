@@ -84,7 +84,7 @@ class Night:
 
     def forget_others(self) -> None:
         """Let the state forget pictures that were not among the rows; to be called when these are published."""
-        if self._seen.count(1) != len(self.state):
+        if self._seen.count(1) != self.state.count():
             self.state.keep_only(self._seen)
 
     def _to_score(self, paths: Iterable[str]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gender_batch.prediction import Prediction, Status
 from gender_batch.scoring.night import Night, Policy
-from gender_batch.scoring.state import FILES, State, StateError, remove_state
+from gender_batch.scoring.state import FILES, Stamp, State, StateError, remove_state
 
 
 class Reader:
@@ -60,7 +60,7 @@ class Folder:
             rows = rows_of(night, reader, paths)
             night.forget_others()
             assert (night.found, night.scored) == (len(paths), len(reader.asked))
-            assert len(state) == len(paths)
+            assert state.count() == len(paths)
         assert rows == list(Reader().rows(paths))  # as if nothing had been known
         return [Path(path).name for path in reader.asked], rows
 
@@ -124,6 +124,7 @@ def test_a_file_that_changes_while_it_is_scored_is_scored_again(folder: Folder) 
     path = str(folder.root / "b")
     with State(folder.state, "model") as state:
         rows_of(Night(state, Policy(verify_content=True)), Slow(), [path])
+    with State(folder.state, "model") as state:
         assert state.find(os.fsencode(path)).content is None  # type: ignore[union-attr]
     reader = Reader()
     with State(folder.state, "model") as state:
@@ -167,6 +168,17 @@ def test_a_run_that_is_cut_goes_on(folder: Folder) -> None:
     with pytest.raises(KeyboardInterrupt), State(folder.state, "model") as state:
         rows_of(Night(state, Policy()), Cut(), paths)
     assert folder.night()[0] == ["c"]
+
+
+def test_reading_ahead_finds_all_in_any_order(tmp_path: Path) -> None:
+    names = [f"/{number}{ending}".encode() for number in range(300) for ending in ("", "/a", "/b/c", ".jpg")]
+    with State(tmp_path / "state.db", "model") as state:
+        numbers = {name: state.expect(name, Stamp(number, number)) for number, name in enumerate(names[::2])}
+    for order in (names, sorted(names), sorted(names, key=lambda name: (name.count(b"/"), name)), names[::-1]):
+        with State(tmp_path / "state.db", "model") as state:
+            for name in order:
+                known = state.find(name)
+                assert (known.id if known else None) == numbers.get(name)
 
 
 @given(st.lists(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 2)), max_size=8), max_size=4))
