@@ -6,6 +6,7 @@ import click
 
 from gender_batch import __version__
 from gender_batch.cli.classify import classify
+from gender_batch.cli.compare import compare
 from gender_batch.cli.evaluate import evaluate
 from gender_batch.cli.exits import EPILOG
 from gender_batch.cli.export import export
@@ -22,5 +23,5 @@ def main() -> None:
     """
 
 
-for command in (train, export, evaluate, classify):
+for command in (train, export, evaluate, classify, compare):
     main.add_command(command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -85,6 +84,12 @@ STANDARD = "-"
 )
 @click.option("--spreadsheet-safe", is_flag=True, help="Put ' before text in a CSV that a spreadsheet would run.")
 @click.option(
+    "--summary",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write what the run was and counted, as JSON; `gender-batch compare` tells two of them apart.",
+)
+@click.option(
     "--log-format",
     default="text",
     show_default=True,
@@ -98,7 +103,7 @@ def classify(
     paths: tuple[str, ...], out: str, model: Path | None, device: str, workers: int | None,
     max_error_rate: float, picture_timeout: float, state: Path | None, retry_failed: bool, verify_content: bool,
     fresh: bool, min_pictures: int, deadline: float | None, pseudonymise: Path | None, spreadsheet_safe: bool,
-    log_format: str, no_recursive: bool, follow_links: bool, nul: bool,
+    summary: Path | None, log_format: str, no_recursive: bool, follow_links: bool, nul: bool,
 ) -> None:  # fmt: skip
     """Write one row for every file in the PATHs: folders, files, or - for a list of files on standard input.
 
@@ -109,79 +114,88 @@ def classify(
     """
     from gender_batch.cli.log import Log
     from gender_batch.cli.progress import ScoringProgress
+    from gender_batch.cli.recording import Run, recorded
     from gender_batch.outputs import privacy
     from gender_batch.outputs.publish import OwnFiles, journal_of, locked, published, remove_leftovers
     from gender_batch.outputs.rows import write_rows
     from gender_batch.pictures.find import Walk
     from gender_batch.prediction import columns
     from gender_batch.scoring.night import Night, Policy
-    from gender_batch.scoring.run import Options, Scorer, Summary
+    from gender_batch.scoring.run import Options, Scorer
     from gender_batch.scoring.state import FILES, State, remove_state
 
     target = None if out == STANDARD else Path(out)
     suffix = _suffix(target) if target else ".csv"
-    if state and not state.absolute().parent.is_dir():
-        raise click.UsageError(f"--state {state}: the folder {state.parent} does not exist")
+    for option, path in (("--state", state), ("--summary", summary)):
+        if path and not path.absolute().parent.is_dir():
+            raise click.UsageError(f"{option} {path}: the folder {path.parent} does not exist")
     # Standard output cannot be taken back: without --state there is nothing to go on with.
     known = state or (journal_of(target) if target else None)
     again = f"Nothing was published; the same command {'goes on' if known else 'starts again'}."
     walk = Walk(recursive=not no_recursive, follow_links=follow_links)
-    own = OwnFiles([path for path in (target, known) if path], FILES)
+    own = OwnFiles([path for path in (target, known, summary) if path], FILES)
     files: Iterator[str] = (path for path in _files(walk, paths, nul) if path not in own)
     log = Log(as_json=log_format == "json")
-    summary = Summary()
-    started = time.monotonic()
-    with _errors_told(log, target), stopping_on_signals(again, deadline, log.error), ExitStack() as stack:
+    run = Run(walk)
+    with ExitStack() as ending:
+        # From the inside out: what went wrong is told, the run is recorded, the locks are given back.
+        locks = ending.enter_context(ExitStack())
+        if summary:
+            ending.enter_context(recorded(run, summary, log))
+        ending.enter_context(_errors_told(log, target))
+        ending.enter_context(stopping_on_signals(again, deadline, log.error))
         name_of = privacy.pseudonymiser(pseudonymise) if pseudonymise else None
+        for path in (target, state):
+            if path:
+                locks.enter_context(locked(path))
+                remove_leftovers(path)
         first = next(files, None)
         if first is None:
             _tell_skipped(log, walk)
             fail(f"no file found in {', '.join(paths)}; nothing is written", Exit.NO_PICTURE, log.error)
-        for path in (target, state):
-            if path:
-                stack.enter_context(locked(path))
-                remove_leftovers(path)
+        files = chain([first], files)
         if known and fresh:
             remove_state(known)
+
+        with ExitStack() as stack:
+            scorer = run.scorer = stack.enter_context(Scorer(Options(model, device, workers, picture_timeout)))
+            labels = scorer.metadata.labels
+            log.say("device", f"device: {scorer.device.name} ({scorer.device.reason})", **vars(scorer.device))
+            log.say("model", f"model: {scorer.model}", file=str(scorer.model))
+            kept = stack.enter_context(State(known, scorer.digest())) if known else None
+            progress = stack.enter_context(ScoringProgress(log, expected=kept.count() if kept else 0))
+            night = None
+            if kept:
+                night = stack.enter_context(Night(kept, Policy(retry_failed, verify_content), progress.night))
+                with run.timed("scoring"):
+                    night.score(scorer, files)
+            with run.timed("writing"), ExitStack() as publishing:
+                file = publishing.enter_context(published(target)) if target else sys.stdout.buffer
+                rows = publishing.enter_context(write_rows(file, suffix, columns(labels)))
+                for row in night.rows() if night else scorer.rows(files):
+                    values = row.values(len(labels))
+                    if name_of:
+                        values = (name_of(row.path), *values[1:])
+                    rows.write(privacy.spreadsheet_safe(values) if spreadsheet_safe and suffix == ".csv" else values)
+                    run.summary.add(row)
+                    progress.row(run.summary.pictures, run.summary.failed)
+                if run.summary.pictures < min_pictures:
+                    fail(
+                        f"{run.summary.pictures:,} pictures found, fewer than --min-pictures {min_pictures:,}; "
+                        "nothing is published. Is everything mounted?",
+                        Exit.NO_PICTURE,
+                        log.error,
+                    )
+            # A folder that could not be read tonight has not lost its pictures.
+            if night and not walk.unreadable_folders:
+                night.forget_others()
         if known and not state:
-            stack.push(lambda kind, *_: None if kind else remove_state(known))  # the journal of a run that ended well
+            remove_state(known)
 
-        scorer = stack.enter_context(Scorer(Options(model, device, workers, picture_timeout)))
-        labels = scorer.metadata.labels
-        log.say("device", f"device: {scorer.device.name} ({scorer.device.reason})", **vars(scorer.device))
-        log.say("model", f"model: {scorer.model}", file=str(scorer.model))
-        kept = stack.enter_context(State(known, scorer.digest())) if known else None
-        progress = stack.enter_context(ScoringProgress(log, expected=kept.count() if kept else 0))
-        files = chain([first], files)
-        night = None
-        if kept:
-            night = stack.enter_context(Night(kept, Policy(retry_failed, verify_content), progress.night))
-            night.score(scorer, files)
-        with ExitStack() as publishing:
-            file = publishing.enter_context(published(target)) if target else sys.stdout.buffer
-            rows = publishing.enter_context(write_rows(file, suffix, columns(labels)))
-            for row in night.rows() if night else scorer.rows(files):
-                values = row.values(len(labels))
-                if name_of:
-                    values = (name_of(row.path), *values[1:])
-                rows.write(privacy.spreadsheet_safe(values) if spreadsheet_safe and suffix == ".csv" else values)
-                summary.add(row)
-                progress.row(summary.pictures, summary.failed)
-            if summary.pictures < min_pictures:
-                fail(
-                    f"{summary.pictures:,} pictures found, fewer than --min-pictures {min_pictures:,}; "
-                    "nothing is published. Is everything mounted?",
-                    Exit.NO_PICTURE,
-                    log.error,
-                )
-        # A folder that could not be read tonight has not lost its pictures.
-        if night and not walk.unreadable_folders:
-            night.forget_others()
-
-    _tell_summary(log, summary, scorer, time.monotonic() - started)
-    _tell_skipped(log, walk)
-    if summary.failed > max_error_rate * summary.pictures or walk.unreadable_folders:
-        sys.exit(Exit.FAILED_PICTURES)
+        _tell_summary(log, run.summary, scorer, run.so_far)
+        _tell_skipped(log, walk)
+        if run.summary.failed > max_error_rate * run.summary.pictures or walk.unreadable_folders:
+            sys.exit(Exit.FAILED_PICTURES)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ class Exit(IntEnum):
     LOCKED = 5
     NO_GPU = 6
     DEADLINE = 7
+    DRIFT = 8
 
 
 EPILOG = (

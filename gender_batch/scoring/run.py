@@ -35,10 +35,12 @@ class Options:
 
 @dataclass
 class Summary:
-    """What a run has counted so far."""
+    """What a run has counted so far; sums of the confidences and of their squares, for mean and deviation."""
 
     pictures: int = 0
     failed: int = 0
+    confidences: float = 0.0
+    squared_confidences: float = 0.0
     statuses: Counter[Status] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
 
@@ -48,6 +50,9 @@ class Summary:
         self.statuses[row.status] += 1
         if row.label is not None:
             self.labels[row.label] += 1
+            confidence = max(row.probabilities)
+            self.confidences += confidence
+            self.squared_confidences += confidence * confidence
 
 
 class Scorer:

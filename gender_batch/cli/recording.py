@@ -1,0 +1,88 @@
+"""What one run of `classify` was and counted, kept for its record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gender_batch.cli.exits import Exit, fail
+from gender_batch.cli.log import Log
+from gender_batch.outputs.record import Confidence, RunRecord, Stage, versions
+from gender_batch.pictures.find import Walk
+from gender_batch.prediction import Status
+from gender_batch.scoring.run import Scorer, Summary
+
+
+class Run:
+    """What is known of this run so far, for its record."""
+
+    def __init__(self, walk: Walk) -> None:
+        self.walk, self.summary = walk, Summary()
+        self.scorer: Scorer | None = None
+        self.started, self.began = datetime.now(UTC), time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = time.monotonic() - began
+
+    @property
+    def so_far(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.began
+
+    def record(self, exit_code: int) -> RunRecord:
+        summary, scorer = self.summary, self.scorer
+        answered = summary.statuses[Status.OK]
+        confidence = None
+        if answered:
+            mean = summary.confidences / answered
+            confidence = Confidence(mean, max(0.0, summary.squared_confidences / answered - mean * mean) ** 0.5)
+        scored = scorer.pictures if scorer else 0
+        stages = (
+            {"reading": Stage(scored, scorer.reading), "inference": Stage(scored, scorer.inference)} if scorer else {}
+        )
+        counts = {"scoring": scored, "writing": summary.pictures}
+        return RunRecord(
+            versions=versions(),
+            model=scorer.model.name if scorer else "",
+            model_digest=scorer.digest().split()[0] if scorer else "",
+            device=scorer.device.name if scorer else "",
+            device_reason=scorer.device.reason if scorer else "",
+            pictures=summary.pictures,
+            scored=scored,
+            reused=max(0, summary.pictures - scored),
+            statuses={status.value: count for status, count in summary.statuses.items()},
+            labels=dict(summary.labels),
+            confidence=confidence,
+            stages=stages,
+            folders_not_read=len(self.walk.unreadable_folders),
+            started=self.started.isoformat(timespec="seconds"),
+            ended=datetime.now(UTC).isoformat(timespec="seconds"),
+            exit_code=exit_code,
+        )
+
+
+@contextmanager
+def recorded(run: Run, path: Path, log: Log) -> Iterator[None]:
+    """Write the record however the run ends, but where another one holds the lock: the record is that one's."""
+    code: int = Exit.FATAL
+    try:
+        yield
+        code = Exit.DONE
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+        raise
+    finally:
+        if code != Exit.LOCKED:
+            try:
+                run.record(code).write(path)
+            except OSError as error:
+                fail(f"{path}: {error.strerror}; the run's summary is not written", Exit.FATAL, log.error)
