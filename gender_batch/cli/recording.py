@@ -46,10 +46,10 @@ class Run:
             mean = summary.confidences / answered
             confidence = Confidence(mean, max(0.0, summary.squared_confidences / answered - mean * mean) ** 0.5)
         scored = scorer.pictures if scorer else 0
-        stages = (
-            {"reading": Stage(scored, scorer.reading), "inference": Stage(scored, scorer.inference)} if scorer else {}
-        )
         counts = {"scoring": scored, "writing": summary.pictures}
+        stages = {stage: Stage(counts[stage], seconds) for stage, seconds in self.seconds.items()}
+        if scorer:  # these two: seconds of all workers together
+            stages |= {"reading": Stage(scored, scorer.reading), "inference": Stage(scored, scorer.inference)}
         return RunRecord(
             versions=versions(),
             model=scorer.model.name if scorer else "",
