@@ -108,6 +108,7 @@ class State:
         self._errors = _Errors(path)
         with self._errors:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's own files take over its mode
+            self._check_disk()
             self._database = sqlite3.connect(path, isolation_level=None)
             try:
                 self._prepare()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
 import signal
 import sqlite3
+import statistics
 import subprocess
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -152,6 +156,43 @@ def test_the_disk_is_full_at_any_point(tree: Path, tmp_path: Path) -> None:
     assert out.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
 
 
+@pytest.fixture
+def small_volume(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 80 MB: a little more than what a run leaves free."""
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting needs root; test_the_disk_is_full_at_any_point runs everywhere")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_run_stops_before_the_disk_is_full(faces: list[Path], small_volume: Path) -> None:
+    out = small_volume / "rows.csv"
+    with subprocess.Popen(
+        [COMMAND, "classify", "-", "--out", out], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(os.fsencode(faces[0]) + b"\n" * 8)
+        process.stdin.flush()
+        assert b"device" in process.stderr.readline()
+        (small_volume / "another's").write_bytes(bytes(40_000_000))
+        time.sleep(1.5)  # past the time after which rows are committed
+        told = process.communicate(b"".join(os.fsencode(path) + b"\n" for path in faces[1:]))[1]
+    assert process.returncode == 1
+    assert b"MB are free" in told
+    assert os.fsencode(small_volume) in told
+    assert not out.exists()
+    (small_volume / "another's").unlink()
+    paths = b"".join(os.fsencode(path) + b"\n" for path in faces)
+    assert gender_batch("classify", "-", "--out", out, stdin=paths).returncode == 0
+    assert len(read_csv(out)) == len(faces)
+
+
 def test_one_run_per_state(tree: Path, tmp_path: Path) -> None:
     state = tmp_path / "state.db"
     with subprocess.Popen(
@@ -209,3 +250,29 @@ def test_wrong_durations_are_exit_2(tree: Path, tmp_path: Path) -> None:
         result = gender_batch("classify", tree, "--out", tmp_path / "rows.csv", "--deadline", text)
         assert result.returncode == 2
         assert b"6h" in result.stderr
+
+
+def test_every_run_is_recorded_and_two_can_be_compared(tree: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "rows.csv", ("--state", tmp_path / "state.db")
+    score(tree, out, *options, "--summary", tmp_path / "a.json")
+    rows = read_csv(out)
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert record["statuses"] == Counter(row["status"] for row in rows)
+    assert record["labels"] == Counter(row["label"] for row in rows if row["label"])
+    confidences = [float(row["confidence"]) for row in rows if row["confidence"]]
+    assert record["confidence"]["mean"] == pytest.approx(statistics.mean(confidences), abs=1e-6)
+    assert record["confidence"]["std"] == pytest.approx(statistics.pstdev(confidences), abs=1e-6)
+    assert (record["pictures"], record["scored"], record["reused"], record["exit_code"]) == (12, 12, 0, 0)
+    assert {"scoring", "writing", "reading", "inference"} == record["stages"].keys()
+
+    score(tree, out, *options, "--summary", tmp_path / "b.json")
+    assert json.loads((tmp_path / "b.json").read_text())["reused"] == 12
+    assert gender_batch("compare", tmp_path / "a.json", tmp_path / "b.json").returncode == 0
+    shutil.rmtree(tree / "folder0")
+    score(tree, out, *options, "--summary", tmp_path / "b.json")
+    assert gender_batch("compare", tmp_path / "a.json", tmp_path / "b.json").returncode == 8
+
+    shutil.rmtree(tree / "folder1")
+    result = gender_batch("classify", tree, "--out", out, *options, "--summary", tmp_path / "b.json")
+    assert result.returncode == 4
+    assert json.loads((tmp_path / "b.json").read_text())["exit_code"] == 4

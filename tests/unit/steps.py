@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gender_batch.prediction import Status
-from gender_batch.scoring.worker import Outcome, Step
+from gender_batch.scoring.worker import MEMORY, Outcome, Step
 
 
 def obey(path: str) -> Outcome:
@@ -34,6 +34,11 @@ def obey(path: str) -> Outcome:
         case "spin":
             while True:
                 pass
+        case "eat":
+            try:
+                bytearray(2 * MEMORY)
+            except MemoryError:
+                return Outcome(Status.TOO_LARGE, error=path)
         case "slow":
             time.sleep(0.3)
         case "corrupt":

@@ -114,6 +114,12 @@ def test_what_was_left_of_one_list_does_not_get_into_the_next() -> None:
         check(paths, list(pool.outcomes(paths)), {})
 
 
+def test_a_picture_that_eats_memory_gets_no_more_than_the_limit() -> None:
+    (_, before), (_, hungry), (_, after) = scored(["picture", "picture eat", "picture"])
+    assert hungry.status is Status.TOO_LARGE
+    assert before.status is after.status is Status.OK
+
+
 # Crashes
 
 
