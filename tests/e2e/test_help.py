@@ -28,7 +28,7 @@ def test_classify_never_loads_torch() -> None:
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["train", "export", "evaluate", "classify"])
+@pytest.mark.parametrize("command", ["train", "export", "evaluate", "classify", "compare"])
 def test_every_command_and_option_has_help(command: str) -> None:
     result = gender_batch(command, "--help")
     assert result.returncode == 0
@@ -37,7 +37,18 @@ def test_every_command_and_option_has_help(command: str) -> None:
 
 def test_exit_codes_are_told() -> None:
     text = " ".join(gender_batch("--help").stdout.decode().split())
-    for code in ("0 done", "1 fatal", "2 wrong use", "3 done", "4 no picture", "5 another run", "6 a GPU", "128+N"):
+    for code in (
+        "0 done",
+        "1 fatal",
+        "2 wrong use",
+        "3 done",
+        "4 no picture",
+        "5 another run",
+        "6 a GPU",
+        "7 stopped",
+        "8 `compare`",
+        "128+N",
+    ):
         assert code in text
 
 
