@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import random
@@ -154,6 +156,55 @@ def test_the_disk_is_full_at_any_point(tree: Path, tmp_path: Path) -> None:
         blocks *= 2
     assert len(codes) > 3
     assert out.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that makes one write fail."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("failing writes are made by a C library, and there is no compiler")
+    library = tmp_path_factory.mktemp("failing") / "failing.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, Path(__file__).with_name("failing.c")], check=True)
+    return library
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
+def test_any_single_write_may_fail(faces: list[Path], failing: Path, tmp_path: Path, error: int) -> None:
+    places = {name: tmp_path / name for name in ("undisturbed", "disturbed")}
+    for place in places.values():
+        place.mkdir()
+    pictures = b"".join(os.fsencode(path) + b"\n" for path in faces[:3])
+    command = ("classify", "-", "--out", "rows.csv", "--state", "state.db", "--workers", "1")
+    assert gender_batch(*command, cwd=places["undisturbed"], stdin=pictures).returncode == 0
+    expected = (places["undisturbed"] / "rows.csv").read_bytes()
+
+    fired = tmp_path / "fired"
+    for number in itertools.count(1):
+        (places["disturbed"] / "rows.csv").write_text("yesterday")
+        (places["disturbed"] / "state.db").unlink(missing_ok=True)
+        environment = {
+            "LD_PRELOAD": str(failing), "FAIL_IN": str(places["disturbed"]), "FAIL_AT": str(number),
+            "FAIL_WITH": str(error), "FAIL_TOLD": str(fired),
+        }  # fmt: skip
+        result = subprocess.run(
+            [COMMAND, *command], cwd=places["disturbed"], input=pictures, env=os.environ | environment,
+            capture_output=True, check=False,
+        )  # fmt: skip
+        if not fired.exists():
+            break
+        fired.unlink()
+        assert b"Traceback" not in result.stderr, (number, result.stderr.decode())
+        if result.returncode == 0:  # a write that may be lost, of the state when all is done
+            assert (places["disturbed"] / "rows.csv").read_bytes() == expected, number
+        else:
+            assert result.returncode == 1, (number, result.stderr.decode())
+            assert str(places["disturbed"]).encode() in result.stderr or b"state.db" in result.stderr
+            assert (places["disturbed"] / "rows.csv").read_bytes() in (b"yesterday", expected), number
+        again = gender_batch(*command, cwd=places["disturbed"], stdin=pictures)
+        assert again.returncode == 0, (number, again.stderr.decode())
+        assert (places["disturbed"] / "rows.csv").read_bytes() == expected, number
+    assert number > 10
 
 
 @pytest.fixture
