@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--adapt-epochs",
-    default=5,
+    default=3,
     show_default=True,
     type=click.IntRange(0),
     help="Epochs of the adaptation: features frozen, new head.",
 )
 @click.option(
     "--fine-epochs",
-    default=15,
+    default=12,
     show_default=True,
     type=click.IntRange(0),
     help="Epochs of the fine-tuning: all weights.",

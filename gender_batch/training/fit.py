@@ -46,8 +46,8 @@ class Recipe:
     train_size: int | None = None
     """Side of the training pictures; None: nine tenths of `image_size`. Random crops enlarge faces, so that at this
     size they are on average as large as when judged (Touvron et al. 2019, section 3), and training is quicker."""
-    adapt_epochs: int = 5
-    fine_epochs: int = 15
+    adapt_epochs: int = 3
+    fine_epochs: int = 12
     batch_size: int = 32
     lr_adapt: float = 3e-3
     lr_fine: float = 3e-4
