@@ -184,7 +184,7 @@ class State:
         return identifier
 
     def record(self, identifier: int, row: Prediction, content: bytes | None = None) -> None:
-        """The row of the picture, whose path is not kept twice; commits from time to time."""
+        """The row of the picture, whose path is not kept twice."""
         with self._errors:
             self._begin()
             self._database.execute(
@@ -194,10 +194,7 @@ class State:
                     row.height, row.error, identifier,
                 ),
             )  # fmt: skip
-            self._uncommitted += 1
-            if self._uncommitted >= COMMIT_ROWS or time.monotonic() - self._committed > COMMIT_SECONDS:
-                self._commit()
-                self._check_disk()
+            self._changed()
 
     def same_content(self, content: bytes) -> int | None:
         """The id of a picture with this content whose row is current and tells of nothing but the content."""
@@ -211,12 +208,14 @@ class State:
         identifier = self.expect(path, stamp)
         with self._errors:
             self._database.execute(_COPY, (source, identifier))
+            self._changed()
         return identifier
 
     def learn(self, identifier: int, content: bytes) -> None:
         with self._errors:
             self._begin()
             self._database.execute("UPDATE pictures SET content = ? WHERE id = ?", (content, identifier))
+            self._changed()
 
     def rows(self, identifiers: Iterable[int]) -> dict[int, tuple[bytes, Answer]]:
         """Paths and answers by id, of pictures that were scored."""
@@ -248,6 +247,13 @@ class State:
     def _begin(self) -> None:
         if not self._database.in_transaction:
             self._database.execute("BEGIN IMMEDIATE")
+
+    def _changed(self) -> None:
+        """Another row is complete; commits from time to time."""
+        self._uncommitted += 1
+        if self._uncommitted >= COMMIT_ROWS or time.monotonic() - self._committed > COMMIT_SECONDS:
+            self._commit()
+            self._check_disk()
 
     def _commit(self) -> None:
         if self._database.in_transaction:
