@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gender_batch.outputs.publish import LockedError, locked, published
+from gender_batch.outputs.publish import LockedError, OwnFiles, journal_of, locked, published, remove_leftovers
 
 HOLD = """
 import sys
@@ -235,3 +235,31 @@ def test_never_two_at_a_time(tmp_path: Path) -> None:
     processes = [subprocess.Popen(command) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert counter.read_text() == "120"
+
+
+# Files of our own among the pictures
+
+
+def test_own_files_are_told_from_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    target = Path("rows.csv")
+    own = OwnFiles([target, journal_of(target)], ("-wal",))
+    with locked(target), published(target):
+        names = {path.name for path in tmp_path.iterdir()}
+        assert len(names) == 2
+        for name in (*names, "rows.csv", ".rows.csv.state", ".rows.csv.state-wal"):
+            for path in (name, f"./{name}", str(tmp_path / name), f"../{tmp_path.name}/{name}"):
+                assert path in own, path
+            assert f"inner/{name}" not in own
+    for name in ("picture.jpg", "rows.csv.jpg", ".other.csv.abc.tmp", "x.tmp"):
+        assert name not in own
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    target = tmp_path / "rows.csv"
+    for name in ("rows.csv", ".rows.csv.abc123.tmp", ".rows.csv.state", "mine.tmp", ".others.csv.abc123.tmp"):
+        (tmp_path / name).touch()
+    remove_leftovers(target)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "rows.csv", ".rows.csv.state", "mine.tmp", ".others.csv.abc123.tmp",
+    }  # fmt: skip
