@@ -17,7 +17,7 @@ APPLICATION_ID = 0x47426174  # "GBat", where `file` and SQLite look for it
 SCHEMA_VERSION = 1
 
 COMMIT_ROWS = 1000
-COMMIT_SECONDS = 1.0
+COMMIT_SECONDS = 0.1
 """Most outcomes, and the longest time, that a crash can cost."""
 
 LEAST_FREE = 64 * 1024 * 1024
