@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -97,13 +98,22 @@ STANDARD = "-"
     help="Standard error in lines for people, or JSON objects for collectors.",
 )
 @click.option("--no-recursive", is_flag=True, help="Do not enter folders within the folders.")
-@click.option("--follow-links", is_flag=True, help="Enter folders that are symbolic links; loops are noticed.")
+@click.option("--follow-links", is_flag=True, help="Enter folders that are symbolic links, too; each folder once.")
+@click.option("--one-file-system", is_flag=True, help="Do not enter folders on another file system than their PATH's.")
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="GLOB",
+    help="Take only files that match, such as '*.jpg'; with a slash the path below PATH, 'thumbs/**/*.jpg', must.",
+)
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files and folders that match, such as '.*'.")
 @click.option("-0", "--null", "nul", is_flag=True, help="The list on standard input is separated by NUL, not newline.")
 def classify(
     paths: tuple[str, ...], out: str, model: Path | None, device: str, workers: int | None,
     max_error_rate: float, picture_timeout: float, state: Path | None, retry_failed: bool, verify_content: bool,
     fresh: bool, min_pictures: int, deadline: float | None, pseudonymise: Path | None, spreadsheet_safe: bool,
-    summary: Path | None, log_format: str, no_recursive: bool, follow_links: bool, nul: bool,
+    summary: Path | None, log_format: str, no_recursive: bool, follow_links: bool, one_file_system: bool,
+    include: tuple[str, ...], exclude: tuple[str, ...], nul: bool,
 ) -> None:  # fmt: skip
     """Write one row for every file in the PATHs: folders, files, or - for a list of files on standard input.
 
@@ -132,7 +142,10 @@ def classify(
     # Standard output cannot be taken back: without --state there is nothing to go on with.
     known = state or (journal_of(target) if target else None)
     again = f"Nothing was published; the same command {'goes on' if known else 'starts again'}."
-    walk = Walk(recursive=not no_recursive, follow_links=follow_links)
+    try:
+        walk = Walk(not no_recursive, follow_links, one_file_system, include, exclude)
+    except re.error as error:
+        raise click.UsageError(f"--include, --exclude: {error.pattern!r} is no glob: {error.msg}") from None
     own = OwnFiles([path for path in (target, known, summary) if path], FILES)
     files: Iterator[str] = (path for path in _files(walk, paths, nul) if path not in own)
     log = Log(as_json=log_format == "json")
@@ -278,6 +291,9 @@ def _tell_skipped(log: Log, walk: Walk) -> None:
     if len(walk.unreadable_folders) > 20:
         count = len(walk.unreadable_folders)
         log.say("folders not read", f"folders not read: {count:,} in all", folders=count)
+    if walk.other_file_systems:
+        count = walk.other_file_systems
+        log.say("not entered", f"not entered: {count:,} folders on other file systems", folders=count)
     if walk.special_files:
         count = walk.special_files
         log.say("not opened", f"not opened: {count:,} FIFOs, sockets or devices", files=count)

@@ -1,7 +1,9 @@
 """pictures/find.py: every file below the paths a user named, in a fixed order."""
 
+import fnmatch
 import os
 import socket
+import subprocess
 from itertools import islice
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gender_batch.pictures.find import Walk
+from gender_batch.pictures.find import Walk, glob_matcher
 
 ENOUGH = 1000
 """More files than any tree here has: a walk that does not end is cut here."""
@@ -117,7 +119,7 @@ def test_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
     make(tmp_path, "one/1", "two/2")
     (tmp_path / "one" / "to").symlink_to("../two")
     (tmp_path / "two" / "to").symlink_to("../one")
-    assert below(tmp_path, Walk(follow_links=True)) == ["one/1", "one/to/2", "two/2", "two/to/1"]
+    assert below(tmp_path, Walk(follow_links=True)) == ["one/1", "one/to/2"]
 
 
 @pytest.mark.parametrize("follow_links", [False, True])
@@ -234,3 +236,109 @@ def test_files_are_given_as_they_are_found(tmp_path: Path) -> None:
     assert next(files).endswith("/a")
     make(tmp_path, "sub/added later")
     assert [os.path.basename(path) for path in files] == ["added later", "b", "missing"]
+
+
+# --- globs, file systems, links ---
+
+
+@pytest.mark.parametrize(
+    ("glob", "matching", "others"),
+    [
+        ("*.jpg", ["a.jpg", "x/y/.jpg", "x/a.b.jpg"], ["a.JPG", "a.jpg.txt", "x.jpg/a"]),
+        (".*", [".hidden", "x/.git"], ["a.b", ".git/a"]),
+        ("x/*", ["x/a", "x/.b"], ["x/y/a", "a/x/b", "x"]),
+        ("/x/*", ["x/a"], ["y/x/a"]),
+        ("**/thumbs/*", ["thumbs/a", "x/thumbs/a", "x/y/thumbs/a"], ["thumbs/x/a", "xthumbs/a"]),
+        ("x/**", ["x/a", "x/y/z"], ["y/x/a"]),
+        ("[a-c]?.png", ["a1.png", "c\n.png"], ["d1.png", "a.png"]),
+        ("[!a-c]", ["d", "^"], ["a", ""]),
+        ("[]]", ["]"], ["[", "a"]),
+        ("[^a]", ["^", "a"], ["b"]),
+        ("a[", ["a["], ["a"]),
+        ("a+(b)\\", ["a+(b)\\"], ["aab"]),
+        ("x/[!a]", ["x/b"], ["x//", "x/a"]),
+        (os.fsdecode(b"\xff*"), [os.fsdecode(b"\xff\xfe")], ["a"]),
+    ],
+)
+def test_globs(glob: str, matching: list[str], others: list[str]) -> None:
+    matches = glob_matcher(glob)
+    assert [path for path in matching if not matches(path)] == []
+    assert [path for path in others if matches(path)] == []
+
+
+@given(st.text("ab*?[]!-./\\^", max_size=8), st.text("ab/.", max_size=6))
+def test_globs_of_one_name_are_those_of_fnmatch(glob: str, name: str) -> None:
+    if "/" in glob or "/" in name or "**" in glob or "[" in glob:
+        return
+    assert glob_matcher(glob)(name) == fnmatch.fnmatchcase(name, glob)
+
+
+def test_included_and_excluded(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.png", ".c.jpg", "thumbs/d.jpg", "x/thumbs/e.jpg", "x/f.jpg", "x/f.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(**options: tuple[str, ...]) -> list[str]:
+        return [os.path.relpath(path, tmp_path) for path in Walk(**options).files([str(tmp_path)])]  # type: ignore[arg-type]
+
+    assert names(include=("*.jpg",), exclude=("thumbs", ".*")) == ["a.jpg", "x/f.jpg"]
+    assert names(exclude=("x/thumbs", "*.txt", "/thumbs/*")) == [".c.jpg", "a.jpg", "b.png", "x/f.jpg"]
+    assert names(include=("x/*", "b.*")) == ["b.png", "x/f.jpg", "x/f.txt"]
+
+
+def test_folders_that_all_link_to_each_other_are_entered_once(tmp_path: Path) -> None:
+    folders = [tmp_path / f"folder{number:02}" for number in range(12)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "picture").touch()
+        for other in folders:
+            (folder / f"to-{other.name}").symlink_to(other)
+    found = list(Walk(follow_links=True).files([str(tmp_path)]))
+    assert len(found) == 12
+    assert len({os.path.realpath(path) for path in found}) == 12
+
+
+def test_other_file_systems_are_not_entered_where_that_is_asked_for(tmp_path: Path) -> None:
+    inner = tmp_path / "mounted"
+    inner.mkdir()
+    (tmp_path / "picture").touch()
+    command = ["mount", "-t", "tmpfs", "tmpfs", inner]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        (inner / "picture").touch()
+        walk = Walk(one_file_system=True)
+        assert list(walk.files([str(tmp_path)])) == [str(tmp_path / "picture")]
+        assert walk.other_file_systems == 1
+        assert len(list(Walk().files([str(tmp_path)]))) == 2
+        assert len(list(Walk(one_file_system=True).files([str(inner)]))) == 1
+    finally:
+        subprocess.run(["umount", inner], check=True)
+
+
+def test_deep_trees_long_names_and_full_folders(tmp_path: Path) -> None:
+    deep = tmp_path / "deep"
+    os.makedirs(os.path.join(deep, *["d"] * 500))
+    Path(deep, *["d"] * 500, "picture").touch()
+    long = tmp_path / "long"
+    long.mkdir()
+    (long / ("x" * 255)).touch()
+    full = tmp_path / "full"
+    full.mkdir()
+    for number in range(20_000):
+        (full / f"{number}").touch()
+    walk = Walk()
+    assert sum(1 for _ in walk.files([str(tmp_path)])) == 20_002
+    assert walk.unreadable_folders == []
+
+
+def test_a_path_that_is_too_long_for_the_system_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _depth in range(20):
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    walk = Walk()
+    assert list(walk.files([str(tmp_path)])) == []
+    assert len(walk.unreadable_folders) == 1
+    os.chdir(tmp_path)
+    subprocess.run(["rm", "-rf", "d" * 250], check=True)
