@@ -96,7 +96,7 @@ def scored_in(state: Path) -> int:
 def test_killed_again_and_again_it_ends_as_if_undisturbed(faces: list[Path], tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
-    for number in range(1200):
+    for number in range(800):
         (tree / f"{number:04}.jpg").hardlink_to(faces[number % len(faces)])
     (tree / "bad.jpg").write_text("no picture")
     score(tree, tmp_path / "undisturbed.csv")
@@ -215,10 +215,10 @@ def test_any_single_write_may_fail(faces: list[Path], failing: Path, tmp_path: P
         assert b"Traceback" not in result.stderr, (number, result.stderr.decode())
         if result.returncode == 0:  # a write that may be lost, of the state when all is done
             assert (places["disturbed"] / "rows.csv").read_bytes() == expected, number
-        else:
-            assert result.returncode == 1, (number, result.stderr.decode())
-            assert str(places["disturbed"]).encode() in result.stderr or b"state.db" in result.stderr
-            assert (places["disturbed"] / "rows.csv").read_bytes() in (b"yesterday", expected), number
+            continue
+        assert result.returncode == 1, (number, result.stderr.decode())
+        assert str(places["disturbed"]).encode() in result.stderr or b"state.db" in result.stderr
+        assert (places["disturbed"] / "rows.csv").read_bytes() in (b"yesterday", expected), number
         again = gender_batch(*command, cwd=places["disturbed"], stdin=pictures)
         assert again.returncode == 0, (number, again.stderr.decode())
         assert (places["disturbed"] / "rows.csv").read_bytes() == expected, number

@@ -18,12 +18,19 @@ COMMANDS = [
     for line in block.splitlines()
 ]
 
+FEW = 14
+"""People in each class, two photos each: the commands are tried, not the accuracy."""
+
 
 def test_commands_of_the_readme(labelled: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     assert len(COMMANDS) >= 6
     shutil.copytree(REPOSITORY / "examples", tmp_path / "examples")
-    shutil.copytree(labelled, tmp_path / "photos")
+    for path in labelled.rglob("*.jpg"):
+        if int(path.stem[1:].split("_")[0]) < FEW:
+            place = tmp_path / "photos" / path.relative_to(labelled)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, place)
     path = f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"
     for command in COMMANDS:
         result = subprocess.run(
