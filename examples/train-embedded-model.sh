@@ -36,3 +36,4 @@ PYTHON
 
 gender-batch export runs/embedded --out gender_batch/model/default/apparent-gender.onnx \
   --precision fp32 --precision fp16 --precision int8
+(cd gender_batch/model/default && sha256sum ./*.onnx ./*.safetensors | sed 's|\./||' > SHA256SUMS)

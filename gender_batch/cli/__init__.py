@@ -7,6 +7,7 @@ import click
 from gender_batch import __version__
 from gender_batch.cli.classify import classify
 from gender_batch.cli.compare import compare
+from gender_batch.cli.doctor import doctor
 from gender_batch.cli.evaluate import evaluate
 from gender_batch.cli.exits import EPILOG
 from gender_batch.cli.export import export
@@ -23,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (train, export, evaluate, classify, compare):
+for command in (train, export, evaluate, classify, compare, doctor):
     main.add_command(command)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import hashlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from gender_batch.model.cuda import Missing, missing_for_cuda, missing_libraries
 from gender_batch.model.metadata import KEY, Metadata, ModelError
 
 DEFAULT_FOLDER = Path(__file__).parent / "default"
@@ -25,7 +27,7 @@ saturate."""
 
 DEVICES = ("auto", "cuda", "cpu")
 
-_ERRORS_ONLY = 3
+_ERRORS_ONLY, _NOTHING = 3, 4
 
 
 class NoGpuError(Exception):
@@ -86,29 +88,20 @@ def _open(path: Path | None, device: str, threads: int | None) -> tuple[Path, An
     on_cpu = path or default_model("cpu")
     if device == "cpu":
         return on_cpu, _session(on_cpu, ["CPUExecutionProvider"], threads), Device("cpu", "as asked for")
-    missing = _missing_for_cuda()
+    missing = missing_for_cuda()
     if missing is None:
         on_cuda = path or default_model("cuda")
+        ort.set_default_logger_severity(_NOTHING)  # what is missing is told in our words
         session = _session(on_cuda, ["CUDAExecutionProvider"], threads)
         # The list of available providers is what the wheel was built with; only the session tells what works.
         if session.get_providers()[0] == "CUDAExecutionProvider":
             return on_cuda, session, Device("cuda", "the session got ONNX Runtime's CUDA provider")
-        missing = "ONNX Runtime could not load its CUDA provider; pip install 'gender-batch[cuda]' brings its libraries"
+        missing = missing_libraries() or Missing(
+            "ONNX Runtime could not load its CUDA provider", "pip install 'gender-batch[cuda]'"
+        )
     if device == "cuda":
         raise NoGpuError(f"--device cuda: {missing}")
-    return on_cpu, _session(on_cpu, ["CPUExecutionProvider"], threads), Device("cpu", missing)
-
-
-def _missing_for_cuda() -> str | None:
-    """Why CUDA cannot work here, from the cheapest check on; None where nothing speaks against trying."""
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return "this onnxruntime is built without CUDA: pip uninstall onnxruntime; pip install onnxruntime-gpu"
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no NVIDIA driver on this machine (libcuda.so.1 is not found)"
-    ort.preload_dlls()
-    return None
+    return on_cpu, _session(on_cpu, ["CPUExecutionProvider"], threads), Device("cpu", str(missing))
 
 
 def _session(path: Path, providers: list[str], threads: int | None) -> Any:
@@ -120,7 +113,8 @@ def _session(path: Path, providers: list[str], threads: int | None) -> Any:
     if not path.is_file():
         raise ModelError(f"{path}: no such model file; `gender-batch export` makes one")
     try:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints when a provider fails, where rows may go
+            return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's own errors share no public base class
         raise ModelError(
             f"{path}: ONNX Runtime cannot load it ({' '.join(str(error).split())[:300]}); "

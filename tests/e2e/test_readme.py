@@ -45,7 +45,7 @@ def test_commands_of_the_readme(labelled: Path, tmp_path: Path) -> None:
         assert (tmp_path / name).is_file()
 
 
-@pytest.mark.parametrize("command", ["train", "export", "evaluate", "classify"])
+@pytest.mark.parametrize("command", ["train", "export", "evaluate", "classify", "doctor"])
 def test_options_that_the_readme_names_exist(command: str) -> None:
     known = set(re.findall(r"--[a-z][a-z-]+", gender_batch(command, "--help").stdout.decode()))
     named = {

@@ -1,0 +1,175 @@
+"""Whether ONNX Runtime can use CUDA on this machine, and if not, the exact missing piece and what mends it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+DRIVERS = {11: 450, 12: 525, 13: 580}
+"""The oldest Linux driver for each CUDA major (CUDA Compatibility, "minor version compatibility", table 2)."""
+
+LAST_FOR_CUDA_12 = "'onnxruntime-gpu[cuda,cudnn]<1.27'"
+"""From 1.27 on the package index has onnxruntime-gpu for CUDA 13 only."""
+
+NVIDIA_VENDOR, DISPLAY_CLASS = "0x10de", "0x03"
+"""PCI's number for NVIDIA, and how its numbers for display controllers, 3D controllers among them, begin."""
+
+REINSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
+"""The two distributions are one package: to uninstall one of them takes files from the other."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why CUDA cannot be used. `remedy` is None where there is nothing to mend: no NVIDIA GPU is to be seen."""
+
+    what: str
+    remedy: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.remedy}" if self.remedy else self.what
+
+
+def missing_for_cuda() -> Missing | None:
+    """What of build, driver and device is missing; None where a session may be tried, which alone tells the rest.
+
+    Loads NVIDIA's libraries into this process, so that a session finds them.
+    """
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        both = " (it has overwritten onnxruntime-gpu, which is installed too)" if len(runtimes_installed()) > 1 else ""
+        return Missing(f"this onnxruntime is built without CUDA{both}", REINSTALL)
+    missing = _missing_driver(_built_for())
+    if missing is None:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, where rows may go
+            onnxruntime.preload_dlls()
+    return missing
+
+
+def missing_libraries() -> Missing | None:
+    """NVIDIA's libraries that cannot be loaded, after `missing_for_cuda`: why a session did not get CUDA.
+
+    Which of them a session really needs depends on version and model, so none of them is a reason not to try.
+    """
+    built = _built_for()
+    missing = {file: distribution for file, distribution in libraries(built).items() if not _loads(file)}
+    if not missing:
+        return None
+    return Missing(
+        f"{', '.join(missing)} not found, which onnxruntime-gpu for CUDA {built} needs",
+        f"pip install {' '.join(dict.fromkeys(missing.values()))}",
+    )
+
+
+def runtimes_installed() -> list[str]:
+    """The installed distributions that bring the package onnxruntime, as "name version"; more than one is wrong."""
+    found = set()
+    for distribution in metadata.distributions():
+        name = (distribution.name or "").lower().replace("_", "-")  # None: a damaged distribution
+        if name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"):
+            found.add(f"{name} {distribution.version}")
+    return sorted(found)
+
+
+def has_nvidia_gpu(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Whether an NVIDIA display controller is on the PCI bus, with or without a driver."""
+    return any(
+        _line(device / "vendor") == NVIDIA_VENDOR and _line(device / "class").startswith(DISPLAY_CLASS)
+        for device in devices.glob("*")
+    )
+
+
+def libraries(cuda: int) -> Mapping[str, str]:
+    """NVIDIA's libraries that ONNX Runtime built for this CUDA major loads: the file, and the distribution with it."""
+    ending = "" if cuda >= 13 else f"-cu{cuda}"
+    return {
+        f"libcudart.so.{cuda}": f"nvidia-cuda-runtime{ending}",
+        f"libcublasLt.so.{cuda}": f"nvidia-cublas{ending}",
+        f"libcublas.so.{cuda}": f"nvidia-cublas{ending}",
+        "libcurand.so.10": f"nvidia-curand{ending}",
+        f"libcufft.so.{cuda - 1}": f"nvidia-cufft{ending}",
+        f"libnvrtc.so.{cuda}": f"nvidia-cuda-nvrtc{ending}",
+        "libcudnn.so.9": f"nvidia-cudnn-cu{cuda}",
+    }
+
+
+def _missing_driver(built: int) -> Missing | None:
+    """What the driver lacks; `built` is the CUDA major that ONNX Runtime is built for."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        what = "no NVIDIA driver on this machine (libcuda.so.1 is not found)"
+        if has_nvidia_gpu():
+            return Missing(
+                what, f"install NVIDIA's driver {DRIVERS[built]} or newer; in a container, start it with --gpus all"
+            )
+        return Missing(what)
+    version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 and version.value // 1000 < built:
+        older = f", or pip install {LAST_FOR_CUDA_12}" if (built, version.value // 1000) == (13, 12) else ""
+        return Missing(
+            f"the NVIDIA driver is for CUDA {_version(version.value)}, this onnxruntime-gpu for CUDA {built}",
+            f"install {_driver_for(built)}{older}",
+        )
+    if code := driver.cuInit(0):
+        return Missing(f"the NVIDIA driver does not start ({_error(driver, code)})", "see that nvidia-smi works")
+    count = ctypes.c_int()
+    if (code := driver.cuDeviceGetCount(ctypes.byref(count))) or not count.value:
+        reason = f" ({_error(driver, code)})" if code else ""
+        return Missing(
+            f"the NVIDIA driver shows no GPU{reason}", "see that nvidia-smi lists one, and CUDA_VISIBLE_DEVICES"
+        )
+    return None
+
+
+def gpu_name() -> str:
+    """What the driver calls its first GPU, and the CUDA version it is for. Only where `missing_for_cuda` is None."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    name, version = ctypes.create_string_buffer(256), ctypes.c_int()
+    driver.cuInit(0)
+    driver.cuDeviceGetName(name, len(name), 0)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    return f"{name.value.decode(errors='replace')}, driver for CUDA {_version(version.value)}"
+
+
+def _built_for() -> int:
+    """The CUDA major that ONNX Runtime is built for."""
+    import onnxruntime
+
+    return int((getattr(onnxruntime, "cuda_version", "") or "13").split(".")[0])
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def _driver_for(cuda: int) -> str:
+    return f"an NVIDIA driver for CUDA {cuda}" + (f" ({DRIVERS[cuda]} or newer)" if cuda in DRIVERS else "")
+
+
+def _version(number: int) -> str:
+    """13000 is 13.0 (CUDA Driver API, cuDriverGetVersion)."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _error(driver: ctypes.CDLL, code: int) -> str:
+    text = ctypes.c_char_p()
+    if driver.cuGetErrorString(code, ctypes.byref(text)) or not text.value:
+        return f"error {code}"
+    return text.value.decode(errors="replace")
+
+
+def _line(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""

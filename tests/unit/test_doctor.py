@@ -1,0 +1,68 @@
+"""What the doctor knows without asking a machine: NVIDIA's devices and packages, digests, and checks that break."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gender_batch.model.cuda import has_nvidia_gpu, libraries
+from gender_batch.scoring import doctor
+from gender_batch.scoring.doctor import MODEL_FOLDERS, SUMS, Found, Level, Plan, damaged, examine
+
+
+@pytest.mark.parametrize(
+    ("vendor", "kind", "is_gpu"),
+    [
+        ("0x10de", "0x030000", True),
+        ("0x10de", "0x030200", True),  # a 3D controller: GPUs of servers
+        ("0x10de", "0x040300", False),  # the sound of a graphics card
+        ("0x8086", "0x030000", False),
+    ],
+)
+def test_a_gpu_is_seen_on_the_bus_without_its_driver(tmp_path: Path, vendor: str, kind: str, is_gpu: bool) -> None:
+    device = tmp_path / "0000:01:00.0"
+    device.mkdir()
+    (device / "vendor").write_text(f"{vendor}\n")
+    (device / "class").write_text(f"{kind}\n")
+    (tmp_path / "0000:02:00.0").mkdir()  # one that tells nothing
+    assert has_nvidia_gpu(tmp_path) is is_gpu
+    assert not has_nvidia_gpu(tmp_path / "none")
+
+
+def test_packages_of_cuda_12_and_13() -> None:
+    assert libraries(13)["libcurand.so.10"] == "nvidia-curand"
+    assert libraries(12)["libcurand.so.10"] == "nvidia-curand-cu12"
+    assert libraries(12)["libcufft.so.11"] == "nvidia-cufft-cu12"
+    assert {libraries(cuda)["libcudnn.so.9"] for cuda in (12, 13)} == {"nvidia-cudnn-cu12", "nvidia-cudnn-cu13"}
+
+
+@pytest.mark.parametrize("folder", MODEL_FOLDERS, ids=lambda folder: folder.name)
+def test_the_shipped_digests_are_those_of_the_shipped_files(folder: Path) -> None:
+    assert damaged(folder) == [], f"cd {folder} && sha256sum *.onnx *.safetensors > {SUMS}"
+    listed = {line.split()[1] for line in (folder / SUMS).read_text().splitlines()}
+    assert listed == {path.name for path in folder.iterdir() if path.suffix in (".onnx", ".safetensors")}
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    assert damaged(tmp_path) == [SUMS]
+    digest = hashlib.sha256(b"model").hexdigest()
+    (tmp_path / SUMS).write_text(f"{digest}  a.onnx\n{digest}  b.onnx\n{digest}  c.onnx\n")
+    (tmp_path / "a.onnx").write_bytes(b"model")
+    (tmp_path / "b.onnx").write_bytes(b"mode1")
+    assert damaged(tmp_path) == ["b.onnx", "c.onnx"]
+
+
+def test_a_check_that_breaks_is_a_problem_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(_: Plan) -> Iterator[Found]:
+        yield Level.OK, "so far"
+        raise FileNotFoundError(2, "No such file or directory", "/proc/meminfo")
+
+    monkeypatch.setattr(doctor, "CHECKS", {"odd": breaks, "last": lambda _: [(Level.OK, "told")]})
+    findings = list(examine(Plan("cpu", 1, tmp_path)))
+    assert [(finding.check, finding.level) for finding in findings] == [
+        ("odd", Level.OK), ("odd", Level.PROBLEM), ("last", Level.OK),
+    ]  # fmt: skip
+    assert "/proc/meminfo" in findings[1].found
