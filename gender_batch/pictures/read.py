@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from gender_batch.pictures.scans import without_late_scans
 from gender_batch.prediction import Status
 
 PIXEL_LIMIT = 89_478_485
@@ -49,7 +50,8 @@ def read_picture(path: str, shorter_side: int | None = None) -> Picture:
     """Read, decode, orient and flatten the picture at `path`.
 
     With `shorter_side` a JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that leaves its
-    shorter side at least that many pixels (libjpeg's scaled inverse DCT). Transparency is composed on white,
+    shorter side at least that many pixels (libjpeg's scaled inverse DCT), a progressive one then without the scans
+    of its finest detail. Transparency is composed on white,
     16-bit greyscale is scaled to 8 bits, CMYK is converted, an animation gives its first frame.
 
     Raises PictureError; no other error leaves this function whatever the file holds.
@@ -74,6 +76,8 @@ def decode_picture(data: bytes, shorter_side: int | None = None) -> Picture:
         raise PictureError(Status.UNSUPPORTED, f"not a picture of a known format ({', '.join(_SIGNATURES)})")
     if name == "HEIF":
         _require_heif()
+    if name == "JPEG" and shorter_side is not None:
+        data = without_late_scans(data, shorter_side)
     width = height = None
     try:
         with warnings.catch_warnings():
