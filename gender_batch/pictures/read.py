@@ -50,8 +50,8 @@ def read_picture(path: str, shorter_side: int | None = None) -> Picture:
     """Read, decode, orient and flatten the picture at `path`.
 
     With `shorter_side` a JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that leaves its
-    shorter side at least that many pixels (libjpeg's scaled inverse DCT), a progressive one then without the scans
-    of its finest detail. Transparency is composed on white,
+    shorter side at least that many pixels (libjpeg's scaled inverse DCT), a progressive one at 1/4 and 1/8 without
+    the scans of its finest detail. Transparency is composed on white,
     16-bit greyscale is scaled to 8 bits, CMYK is converted, an animation gives its first frame.
 
     Raises PictureError; no other error leaves this function whatever the file holds.

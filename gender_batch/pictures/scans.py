@@ -42,12 +42,13 @@ class _Structure:
 
 
 def without_late_scans(data: bytes, shorter_side: int) -> bytes:
-    """The JPEG in `data` without the scans that matter little when Pillow's `draft` decodes it at 1/2, 1/4 or 1/8,
-    since it needs no more than `shorter_side` pixels.
+    """The JPEG in `data` without the scans that matter little when Pillow's `draft` decodes it at 1/4 or 1/8, since
+    it needs no more than `shorter_side` pixels.
 
     Left out are all scans that refine AC coefficients (T.81, G.1.2: successive approximation), and at 1/8 all AC
     scans of components of which libjpeg then shows only the mean of each block. The mean itself, the DC coefficient,
-    keeps all its bits. Headers, tables and metadata stay.
+    keeps all its bits. Headers, tables and metadata stay. At 1/2 nothing is left out: there it changes pictures more
+    than decoding at that scale does.
 
     The file must be regular from its first marker to its EOI; any other, and any that is not progressive or is
     arithmetic-coded, comes back as it is, so that libjpeg says of it what it always says. What cannot be seen is
@@ -117,7 +118,7 @@ def _walk(data: bytes, shorter_side: int) -> _Structure:
 def _note_frame(frame: bytes, found: _Structure, shorter_side: int) -> None:
     """T.81, B.2.2; the scale as Pillow's JpegImageFile.draft chooses it."""
     most = min(frame[1] << 8 | frame[2], frame[3] << 8 | frame[4]) // shorter_side
-    found.scale = next((scale for scale in (8, 4, 2) if most >= scale), 1)
+    found.scale = next((scale for scale in (8, 4) if most >= scale), 1)
     for start in range(6, 6 + 3 * frame[5], 3):
         sampling = frame[start + 1]
         found.components[frame[start]] = _Component(frame[start], sampling >> 4, sampling & 15)

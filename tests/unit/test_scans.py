@@ -76,7 +76,7 @@ def as_read(data: bytes, shorter_side: int | None) -> tuple[Status, np.ndarray |
 
 def test_refinements_of_ac_coefficients_are_left_out_and_all_else_stays() -> None:
     data = progressive(comment=b"a comment", exif=Image.Exif().tobytes(), icc_profile=b"profile")
-    short = without_late_scans(data, 40)
+    short = without_late_scans(data, 24)
     before, after = scans(data), scans(short)
     kept = [scan for scan in before if scan[1] == 0 or scan[3] == 0]
     assert len(kept) == 6  # two of DC coefficients, four first ones of AC coefficients
@@ -100,7 +100,7 @@ def test_at_an_eighth_only_the_means_of_luminance_blocks_are_read() -> None:
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("shorter_side", [48, 24, 12])
+@pytest.mark.parametrize("shorter_side", [24, 12])
 def test_the_picture_is_nearly_the_same(mode: str, subsampling: str, shorter_side: int) -> None:
     options = {"subsampling": subsampling} if mode == "RGB" else {}
     data = progressive(mode=mode, **options)
@@ -122,7 +122,7 @@ def test_at_an_eighth_nothing_is_lost_where_only_means_are_shown(mode: str, subs
 
 def test_the_scans_of_mozjpeg() -> None:
     assert len({scan[0] for scan in scans(MOZJPEG)}) == 4
-    for shorter_side in (48, 24, 12):
+    for shorter_side in (24, 12):
         assert len(without_late_scans(MOZJPEG, shorter_side)) < len(MOZJPEG)
         (_, short), (_, whole) = as_read(MOZJPEG, shorter_side), as_whole(MOZJPEG, shorter_side)
         assert np.abs(short - whole).mean() < 1.5
@@ -183,12 +183,14 @@ def test_what_follows_the_end_is_of_no_interest() -> None:
 
 
 @settings(max_examples=60)
-@given(width=st.integers(1, 300), height=st.integers(1, 300), shorter_side=st.integers(1, 300))
-def test_scans_are_left_out_where_draft_reduces_and_nowhere_else(width: int, height: int, shorter_side: int) -> None:
+@given(width=st.integers(10, 300), height=st.integers(10, 300), shorter_side=st.integers(1, 300))
+def test_scans_are_left_out_where_draft_reduces_by_four_or_more_and_nowhere_else(
+    width: int, height: int, shorter_side: int
+) -> None:
     data = encoded(noise(width, height), "JPEG", progressive=True)
     with Image.open(io.BytesIO(data)) as image:
         image.draft(None, (shorter_side, shorter_side))
-        reduced = image.size != (width, height)
+        reduced = 3 * image.size[0] < width  # 1/4 or 1/8
     assert (without_late_scans(data, shorter_side) is not data) == reduced
 
 
