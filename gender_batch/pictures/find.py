@@ -5,8 +5,20 @@ from __future__ import annotations
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from heapq import merge
+from itertools import chain, islice, pairwise
+
+SORTED = 20_000
+"""Entries of a folder that are sorted in memory, some 3 MB of names; more go through a temporary file."""
+
+READ_AT_ONCE = 16 * 1024
+"""Bytes of each sorted run: a folder of a million files has 50."""
+
+_Entry = tuple[bytes, bool]
+"""A name in a folder, and whether it is a folder to be entered."""
 
 
 @dataclass
@@ -52,40 +64,52 @@ class Walk:
     def _folder(self, root: str) -> Iterator[str]:
         device = os.stat(root).st_dev if self.one_file_system else None
         entered: set[tuple[int, int]] = set()
-        filtered = bool(self.include or self.exclude)
         below = len(os.path.join(root, ""))  # where names relative to the root begin
-        stack = [root]  # folders still to be entered, the next one last
-        while stack:
-            folder = stack.pop()
+        pending: list[Iterator[str]] = [iter([root])]  # by depth, folders still to be entered
+        while pending:
+            folder = next(pending[-1], None)
+            if folder is None:
+                pending.pop()
+                continue
             try:
-                if self.follow_links or device is not None:
-                    status = os.stat(folder)
-                    if device is not None and status.st_dev != device:
-                        self.other_file_systems += 1
-                        continue
-                    if self.follow_links:
-                        if (status.st_dev, status.st_ino) in entered:
-                            continue
-                        entered.add((status.st_dev, status.st_ino))
+                if not self._is_to_be_entered(folder, device, entered):
+                    continue
                 with os.scandir(folder) as found:
-                    entries = sorted(found, key=lambda entry: os.fsencode(entry.name))
+                    entries = _sorted(self._wanted(found, below))
             except OSError as error:
                 self.unreadable_folders.append((folder, error.strerror or type(error).__name__))
                 continue
-            folders = []
-            for entry in entries:
-                if filtered and any(matches(entry.path[below:]) for matches in self._excluded):
-                    continue
-                if self._is_folder(entry):
-                    if self.recursive and (self.follow_links or not entry.is_symlink()):
-                        folders.append(entry.path)
-                elif filtered and self._included and not any(m(entry.path[below:]) for m in self._included):
-                    continue
-                elif self._is_file(entry):
-                    yield entry.path
-                else:
-                    self.special_files += 1
-            stack.extend(reversed(folders))
+            yield from _paths(folder, entries, folders=False)
+            pending.append(_paths(folder, entries, folders=True))
+
+    def _is_to_be_entered(self, folder: str, device: int | None, entered: set[tuple[int, int]]) -> bool:
+        if not self.follow_links and device is None:
+            return True
+        status = os.stat(folder)
+        if device is not None and status.st_dev != device:
+            self.other_file_systems += 1
+            return False
+        if self.follow_links:
+            if (status.st_dev, status.st_ino) in entered:
+                return False
+            entered.add((status.st_dev, status.st_ino))
+        return True
+
+    def _wanted(self, found: Iterable[os.DirEntry[str]], below: int) -> Iterator[_Entry]:
+        """What of a folder is to be given or entered."""
+        filtered = bool(self.include or self.exclude)
+        for entry in found:
+            if filtered and any(matches(entry.path[below:]) for matches in self._excluded):
+                continue
+            if self._is_folder(entry):
+                if self.recursive and (self.follow_links or not entry.is_symlink()):
+                    yield os.fsencode(entry.name), True
+            elif filtered and self._included and not any(m(entry.path[below:]) for m in self._included):
+                continue
+            elif self._is_file(entry):
+                yield os.fsencode(entry.name), False
+            else:
+                self.special_files += 1
 
     @staticmethod
     def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -101,6 +125,42 @@ class Walk:
             return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
         except OSError:
             return True
+
+
+def _paths(folder: str, entries: Iterable[_Entry], folders: bool) -> Iterator[str]:
+    """The paths of the folders, or of the files, among the entries of a folder."""
+    start = os.path.join(folder, "")
+    return (start + os.fsdecode(name) for name, is_folder in entries if is_folder is folders)
+
+
+def _sorted(entries: Iterator[_Entry]) -> Iterable[_Entry]:
+    """The entries by the bytes of their names, to be gone through as often as one likes. Raises OSError."""
+    run = sorted(islice(entries, SORTED))
+    return run if len(run) < SORTED else _Merged(chain(run, entries))
+
+
+class _Merged:
+    """Entries of a folder that are too many for memory: sorted runs of them in a nameless file, merged as they are
+    read."""
+
+    def __init__(self, entries: Iterator[_Entry]) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
+        self._ends = [0]
+        while run := sorted(islice(entries, SORTED)):
+            self._file.writelines(name + (b"/d\0" if is_folder else b"/f\0") for name, is_folder in run)
+            self._ends.append(self._file.tell())
+        self._file.flush()
+
+    def __iter__(self) -> Iterator[_Entry]:
+        return merge(*(self._run(start, end) for start, end in pairwise(self._ends)))
+
+    def _run(self, start: int, end: int) -> Iterator[_Entry]:
+        rest = b""
+        while start < end:
+            block = os.pread(self._file.fileno(), min(READ_AT_ONCE, end - start), start)
+            start += len(block)
+            *items, rest = (rest + block).split(b"\0")
+            yield from ((item[:-2], item.endswith(b"d")) for item in items)
 
 
 def glob_matcher(glob: str) -> Callable[[str], bool]:

@@ -68,6 +68,7 @@ _ROWS = """
 SELECT id, path, status, label, probabilities, faces, width, height, error FROM pictures
 WHERE id IN (SELECT value FROM json_each(?)) AND model IS NOT NULL
 """
+_PAGE = "SELECT id FROM pictures WHERE id > ? ORDER BY id LIMIT ?"
 _SAME_CONTENT = "SELECT id FROM pictures WHERE content = ? AND model = ? AND status NOT IN (?, ?, ?)"
 
 
@@ -234,15 +235,14 @@ class State:
     def keep_only(self, seen: bytearray) -> None:
         """Forget every picture whose id is no index of a true value in `seen`."""
         with self._errors:
-            gone = [
-                (identifier,)
-                for (identifier,) in self._database.execute("SELECT id FROM pictures")
-                if identifier >= len(seen) or not seen[identifier]
-            ]
-            for start in range(0, len(gone), COMMIT_ROWS):
-                self._begin()
-                self._database.executemany("DELETE FROM pictures WHERE id = ?", gone[start : start + COMMIT_ROWS])
-                self._commit()
+            last = 0
+            while page := self._database.execute(_PAGE, (last, COMMIT_ROWS)).fetchall():
+                gone = [(one,) for (one,) in page if one >= len(seen) or not seen[one]]
+                if gone:
+                    self._begin()
+                    self._database.executemany("DELETE FROM pictures WHERE id = ?", gone)
+                    self._commit()
+                (last,) = page[-1]
 
     def _begin(self) -> None:
         if not self._database.in_transaction:

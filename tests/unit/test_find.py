@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gender_batch.pictures import find
 from gender_batch.pictures.find import Walk, glob_matcher
 
 ENOUGH = 1000
@@ -330,6 +331,20 @@ def test_deep_trees_long_names_and_full_folders(tmp_path: Path) -> None:
     walk = Walk()
     assert sum(1 for _ in walk.files([str(tmp_path)])) == 20_002
     assert walk.unreadable_folders == []
+
+
+@pytest.mark.parametrize("sorted_at_once", [1, 2, 5, 24, 25])
+def test_a_folder_too_full_for_memory_gives_the_same(
+    sorted_at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["a", "a-b", "a.b", "a b", "ab", "ä", "\udcff", "line\nbreak", "x" * 255, "f", "d", "-", "=", "10", "9"]
+    make(tmp_path, *names, *(f"folder{name}"[:255] + "/inside" for name in names[:-5]))
+    (tmp_path / "link").symlink_to("nowhere")
+    expected = below(tmp_path)
+    assert len(expected) == 26
+    monkeypatch.setattr(find, "SORTED", sorted_at_once)
+    monkeypatch.setattr(find, "READ_AT_ONCE", 7)
+    assert below(tmp_path) == expected
 
 
 def test_a_path_that_is_too_long_for_the_system_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
