@@ -48,8 +48,9 @@ class Run:
         scored = scorer.pictures if scorer else 0
         counts = {"scoring": scored, "writing": summary.pictures}
         stages = {stage: Stage(counts[stage], seconds) for stage, seconds in self.seconds.items()}
-        if scorer:  # these two: seconds of all workers together
-            stages |= {"reading": Stage(scored, scorer.reading), "inference": Stage(scored, scorer.inference)}
+        if scorer:  # these: seconds of all workers together
+            for stage in ("reading", "decoding", "inference"):
+                stages[stage] = Stage(scored, getattr(scorer, stage))
         return RunRecord(
             versions=versions(),
             model=scorer.model.name if scorer else "",

@@ -40,8 +40,8 @@ class Confidence:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run: how many pictures went through it, and the seconds that took; of `reading` and `inference`
-    those of all workers together."""
+    """One stage of a run: how many pictures went through it, and the seconds that took; of `reading`, `decoding` and
+    `inference` those of all workers together."""
 
     pictures: int
     seconds: float

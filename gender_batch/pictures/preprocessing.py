@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gender_batch.pictures.read import Picture, read_picture
+from gender_batch.pictures.read import Picture, decode_picture, read_picture
 
 Pixels = NDArray[np.uint8]
 """One picture as the network takes it: (size, size, 3), RGB, 0..255."""
@@ -63,6 +63,10 @@ class Preprocessing:
     def read(self, path: str) -> Picture:
         """Read a picture at the scale this specification needs. Raises PictureError."""
         return read_picture(path, self.resize)
+
+    def decode(self, data: bytes) -> Picture:
+        """`read` for the bytes of a file."""
+        return decode_picture(data, self.resize)
 
     def apply(self, image: Image.Image) -> Pixels:
         """(size, size, 3) uint8 of an upright RGB picture of any size."""

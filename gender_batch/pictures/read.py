@@ -56,13 +56,13 @@ def read_picture(path: str, shorter_side: int | None = None) -> Picture:
 
     Raises PictureError; no other error leaves this function whatever the file holds.
     """
-    return decode_picture(_read_bytes(path), shorter_side)
+    return decode_picture(read_bytes(path), shorter_side)
 
 
 def content_digest(path: str) -> bytes | None:
     """SHA-256 of the file, 32 bytes; None where it cannot be read as a picture's would be."""
     try:
-        return hashlib.sha256(_read_bytes(path)).digest()
+        return hashlib.sha256(read_bytes(path)).digest()
     except PictureError:
         return None
 
@@ -124,7 +124,8 @@ def decode_picture(data: bytes, shorter_side: int | None = None) -> Picture:
 _ANYBODY_READS = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 
 
-def _read_bytes(path: str) -> bytes:
+def read_bytes(path: str, limit: int = BYTE_LIMIT) -> bytes:
+    """The content of a regular file of at most `limit` bytes. Raises PictureError."""
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
             status = os.fstat(file.fileno())
@@ -133,8 +134,8 @@ def _read_bytes(path: str) -> bytes:
             if not status.st_mode & _ANYBODY_READS:
                 # The kernel lets root read it all the same; who locked it meant everybody.
                 raise PictureError(Status.UNREADABLE, os.strerror(errno.EACCES))
-            if status.st_size > BYTE_LIMIT:
-                raise PictureError(Status.TOO_LARGE, f"{status.st_size:,} bytes; the limit is {BYTE_LIMIT:,} bytes")
+            if status.st_size > limit:
+                raise PictureError(Status.TOO_LARGE, f"{status.st_size:,} bytes; the limit is {limit:,} bytes")
             return file.read(status.st_size + 1)
     except ValueError:  # a NUL, or a surrogate that stands for no byte
         raise PictureError(Status.UNREADABLE, "no file can have this name") from None

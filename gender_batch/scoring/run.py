@@ -58,7 +58,8 @@ class Summary:
 class Scorer:
     """A model and its workers, ready to score. A context manager.
 
-    Counts the `pictures` it has scored, and the seconds that `reading` and `inference` took, of all workers together.
+    Counts the `pictures` it has scored, and the seconds that `reading`, `decoding` and `inference` took, of all workers
+    together.
 
     Raises ModelError, NoGpuError when made; PoolError from `rows`.
     """
@@ -72,7 +73,7 @@ class Scorer:
             else ReadAndInfer(self.model, self.metadata.preprocessing)
         )
         self.workers = options.workers or usable_cores()
-        self.pictures, self.reading, self.inference = 0, 0.0, 0.0
+        self.pictures, self.reading, self.decoding, self.inference = 0, 0.0, 0.0, 0.0
         self._pool = WorkerPool(factory, self.workers, options.picture_timeout)
 
     @property
@@ -108,6 +109,7 @@ class Scorer:
         for path, outcome in outcomes:
             self.pictures += 1
             self.reading += outcome.reading
+            self.decoding += outcome.decoding
             self.inference += outcome.inference
             yield self._row(path, outcome)
 

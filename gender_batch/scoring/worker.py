@@ -8,7 +8,8 @@ import resource
 import signal
 import time
 import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,15 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gender_batch.model.session import Model
+from gender_batch.pictures.ahead import ReadAhead
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
 from gender_batch.prediction import Status
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
-MEMORY = 4 * 1024**3
-"""Bytes of address space that decoding may take in a worker, besides what its libraries and model have. The largest
-picture that is decoded, of 89 million 32-bit greys, takes three quarters of it."""
+MEMORY = 5 * 1024**3
+"""Bytes of address space that a worker may take besides what its libraries and model have. The largest picture that is
+decoded, of 89 million 32-bit greys, takes 3 GiB of it; threads that read ahead, their heaps and files up to 1 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ class Outcome:
     """What became of one picture.
 
     `result` holds probabilities (classes,) where the worker infers, the picture's pixels (size, size, 3) where it
-    only reads, and None where `status` is not ok. `reading` and `inference` are seconds.
+    only reads, and None where `status` is not ok. `reading` (waiting for the file's bytes), `decoding` (up to the
+    pixels that the model takes) and `inference` are seconds.
     """
 
     status: Status
@@ -43,13 +46,17 @@ class Outcome:
     height: int | None = None
     error: str | None = None
     reading: float = 0.0
+    decoding: float = 0.0
     inference: float = 0.0
 
 
 class Step(Protocol):
-    """What turns a path into an outcome. Made inside the worker; may raise nothing but what ends the worker."""
+    """What turns a path into an outcome. Made inside the worker; may raise nothing but what ends the worker.
 
-    def __call__(self, path: str) -> Outcome: ...
+    `read` gives the content of the file, which may have been read ahead, or raises PictureError.
+    """
+
+    def __call__(self, path: str, read: Callable[[], bytes], /) -> Outcome: ...
 
 
 class StepFactory(Protocol):
@@ -65,16 +72,18 @@ class Read:
     preprocessing: Preprocessing
 
     def __call__(self) -> Step:
-        def step(path: str) -> Outcome:
-            began = time.perf_counter()
+        def step(_path: str, read: Callable[[], bytes]) -> Outcome:
+            began = read_at = time.perf_counter()
             try:
-                picture = self.preprocessing.read(path)
+                data = read()
+                read_at = time.perf_counter()
+                picture = self.preprocessing.decode(data)
             except PictureError as error:
-                seconds = time.perf_counter() - began
-                return Outcome(error.status, None, error.width, error.height, str(error), seconds)
+                seconds = read_at - began, time.perf_counter() - read_at
+                return Outcome(error.status, None, error.width, error.height, str(error), *seconds)
             pixels = self.preprocessing.apply(picture.image)
-            seconds = time.perf_counter() - began
-            return Outcome(Status.OK, pixels, picture.width, picture.height, reading=seconds)
+            seconds = read_at - began, time.perf_counter() - read_at
+            return Outcome(Status.OK, pixels, picture.width, picture.height, None, *seconds)
 
         return step
 
@@ -88,10 +97,10 @@ class ReadAndInfer:
 
     def __call__(self) -> Step:
         model = Model(self.model, "cpu", threads=1)
-        read = Read(self.preprocessing)()
+        see = Read(self.preprocessing)()
 
-        def step(path: str) -> Outcome:
-            outcome = read(path)
+        def step(path: str, read: Callable[[], bytes]) -> Outcome:
+            outcome = see(path, read)
             if outcome.result is None:
                 return outcome
             began = time.perf_counter()
@@ -119,17 +128,26 @@ def work(connection: Connection, factory: StepFactory, position: Any, started: A
         step = factory()
         _limit_memory()
         connection.send(None)  # ready
+        ahead = ReadAhead()
+        announced: deque[list[tuple[str, Callable[[], bytes]]]] = deque()
         while True:
-            paths: Sequence[str] = connection.recv()
+            if not announced:
+                announced.append(_announce(connection.recv(), ahead))
             outcomes = []
-            for index, path in enumerate(paths):
+            for index, (path, read) in enumerate(announced.popleft()):
+                while ahead.is_slow and connection.poll():
+                    announced.append(_announce(connection.recv(), ahead))
                 started.value = time.monotonic()
                 position.value = index
-                outcomes.append(step(path))
+                outcomes.append(step(path, read))
             position.value = -1
             connection.send(outcomes)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has finished
+
+
+def _announce(paths: Sequence[str], ahead: ReadAhead) -> list[tuple[str, Callable[[], bytes]]]:
+    return [(path, ahead.announce(path)) for path in paths]
 
 
 def _limit_memory() -> None:

@@ -332,7 +332,7 @@ def test_every_run_is_recorded_and_two_can_be_compared(tree: Path, tmp_path: Pat
     assert record["confidence"]["mean"] == pytest.approx(statistics.mean(confidences), abs=1e-6)
     assert record["confidence"]["std"] == pytest.approx(statistics.pstdev(confidences), abs=1e-6)
     assert (record["pictures"], record["scored"], record["reused"], record["exit_code"]) == (12, 12, 0, 0)
-    assert {"scoring", "writing", "reading", "inference"} == record["stages"].keys()
+    assert {"scoring", "writing", "reading", "decoding", "inference"} == record["stages"].keys()
 
     score(tree, out, *options, "--summary", tmp_path / "b.json")
     assert json.loads((tmp_path / "b.json").read_text())["reused"] == 12

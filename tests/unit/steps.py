@@ -3,15 +3,21 @@
 import os
 import resource
 import signal
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from gender_batch.pictures.ahead import ReadAhead
+from gender_batch.pictures.read import PictureError
 from gender_batch.prediction import Status
+from gender_batch.scoring import worker
 from gender_batch.scoring.worker import MEMORY, Outcome, Step
 
 
-def obey(path: str) -> Outcome:
+def obey(path: str, _read: Callable[[], bytes]) -> Outcome:
     """Do what the path's last word says; an ordinary path is answered with itself and the worker's process id."""
     match path.rsplit(" ", 1)[-1]:
         case "abort":
@@ -55,6 +61,29 @@ class Obey:
         return obey
 
 
+def slow_disk(path: str, limit: int = 1000) -> bytes:
+    """A file on a slow disk, or one that hangs, if its name says so; its content is its name."""
+    time.sleep(60 if path.endswith("hang") else 0.02)
+    if len(path) > limit:
+        raise PictureError(Status.TOO_LARGE, "a long name")
+    return path.encode()
+
+
+@dataclass(frozen=True)
+class FromSlowDisk:
+    """Answers with the content of the file; `height` says how many threads there are."""
+
+    def __call__(self) -> Step:
+        worker.ReadAhead = partial(ReadAhead, read=slow_disk)  # type: ignore[misc,assignment]
+
+        def step(path: str, read: Callable[[], bytes]) -> Outcome:
+            if path.endswith("exit"):
+                os._exit(7)
+            return Outcome(Status.OK, error=read().decode(), width=os.getpid(), height=threading.active_count())
+
+        return step
+
+
 @dataclass(frozen=True)
 class Dying:
     """No worker ever starts."""
@@ -82,4 +111,4 @@ class Unanswerable:
     """Its outcomes cannot be sent to the parent: the worker dies, and it is no picture's fault."""
 
     def __call__(self) -> Step:
-        return lambda path: Outcome(Status.OK, result=lambda: path)  # type: ignore[arg-type]
+        return lambda path, _: Outcome(Status.OK, result=lambda: path)  # type: ignore[arg-type]

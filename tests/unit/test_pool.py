@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from steps import Dying, DyingOnce, Obey, Unanswerable
+from steps import Dying, DyingOnce, FromSlowDisk, Obey, Unanswerable
 
+from gender_batch.pictures.ahead import READERS
 from gender_batch.prediction import Status
 from gender_batch.scoring.pool import CHUNK, LOOK_AHEAD, PoolError, WorkerPool
 from gender_batch.scoring.worker import Outcome, StepFactory
@@ -186,6 +187,25 @@ def test_a_consumer_that_takes_its_time_makes_no_picture_late() -> None:
                 time.sleep(2)
             outcomes.append(outcome)
     check(paths, outcomes, {})
+
+
+# A slow disk
+
+
+def test_files_are_read_ahead_from_a_slow_disk_and_each_gets_its_own_content() -> None:
+    paths = [f"picture {number}" for number in range(60)]
+    outcomes = scored(paths, count=1, factory=FromSlowDisk())
+    check(paths, outcomes, {})
+    assert outcomes[0][1].height == 1
+    assert 2 < (outcomes[-1][1].height or 0) <= 1 + READERS
+
+
+@pytest.mark.parametrize("deed", ["hang", "exit"])
+def test_a_file_that_hangs_or_crashes_among_files_read_ahead_costs_its_own_row(deed: str) -> None:
+    bad = {f"{number} {deed}" for number in (30, 31, 45)}
+    paths = [name if (name := f"{number} {deed}") in bad else f"picture {number}" for number in range(60)]
+    expected = dict.fromkeys(bad, Status.TIMEOUT if deed == "hang" else Status.CRASHED)
+    check(paths, scored(paths, factory=FromSlowDisk(), timeout=1.5), expected)
 
 
 # Workers that die for no picture's fault

@@ -1,0 +1,88 @@
+"""pictures/ahead.py: files are read ahead where that is worth while, and give what reading them in turn gives."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from gender_batch.pictures import ahead
+from gender_batch.pictures.ahead import LARGEST_AHEAD, READERS, ReadAhead
+from gender_batch.pictures.read import PictureError, read_bytes
+from gender_batch.prediction import Status
+
+
+class Disk:
+    """Remembers in which order files were begun and how many were being read at the same time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.begun: list[str] = []
+        self.now = self.most = 0
+
+    def __call__(self, path: str, *limit: int) -> bytes:
+        self.begun.append(path)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        time.sleep(self.seconds)
+        self.now -= 1
+        return read_bytes(path, *limit)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    for number in range(40):
+        (tmp_path / f"{number:02d}").write_bytes(bytes([number]) * 100)
+    return [str(path) for path in sorted(tmp_path.iterdir())]
+
+
+def slow(disk: Disk, path: str) -> ReadAhead:
+    """One that has seen that the disk is slow."""
+    found = ReadAhead(disk)
+    for _ in range(10):
+        found.announce(path)()
+    assert found.is_slow
+    disk.begun.clear()
+    return found
+
+
+def test_a_quick_disk_is_read_in_turn(files: list[str]) -> None:
+    disk = Disk(0)
+    found = ReadAhead(disk)
+    announced = [found.announce(path) for path in files]
+    assert disk.begun == []
+    assert [read() for read in announced] == [Path(path).read_bytes() for path in files]
+    assert disk.most == 1
+
+
+def test_a_slow_disk_is_asked_for_several_files_at_a_time_in_their_order(files: list[str]) -> None:
+    disk = Disk(0.01)
+    found = slow(disk, files[0])
+    announced = [found.announce(path) for path in files]
+    assert [read() for read in announced] == [Path(path).read_bytes() for path in files]
+    assert 2 <= disk.most <= READERS
+    assert sorted(disk.begun) == files
+    assert all(abs(files.index(path) - place) < READERS for place, path in enumerate(disk.begun))
+
+
+def test_errors_are_those_of_reading_in_turn(files: list[str]) -> None:
+    found = slow(Disk(0.01), files[0])
+    missing, present = found.announce(files[0] + "x"), found.announce(files[1])
+    with pytest.raises(PictureError) as caught:
+        missing()
+    assert caught.value.status is Status.UNREADABLE
+    assert present() == Path(files[1]).read_bytes()
+
+
+def test_a_large_file_waits_for_its_turn(files: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ahead, "LARGEST_AHEAD", 99)
+    disk = Disk(0.01)
+    found = slow(disk, files[0])
+    read = found.announce(files[1])
+    assert read() == Path(files[1]).read_bytes()
+    assert disk.begun == [files[1]] * 2
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(PictureError) as caught:
+        found.announce(str(tmp_path / "huge"))()
+    assert caught.value.status is Status.TOO_LARGE
+    assert f"{LARGEST_AHEAD:,}" not in str(caught.value)
