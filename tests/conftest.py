@@ -40,6 +40,11 @@ def initial_weights(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def detector(shared: Path) -> Path:
+    return shared / "models" / "face_detection_yunet_2023mar.onnx"
+
+
+@pytest.fixture(scope="session")
 def labelled(test_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small folder as a user would have it: <class>/<person>_<n>.jpg, 30 people in each class, two photos each."""
     folder = tmp_path_factory.mktemp("labelled")

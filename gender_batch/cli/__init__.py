@@ -11,6 +11,7 @@ from gender_batch.cli.doctor import doctor
 from gender_batch.cli.evaluate import evaluate
 from gender_batch.cli.exits import EPILOG
 from gender_batch.cli.export import export
+from gender_batch.cli.fetch_detector import fetch_detector
 from gender_batch.cli.train import train
 
 
@@ -24,5 +25,5 @@ def main() -> None:
     """
 
 
-for command in (train, export, evaluate, classify, compare, doctor):
+for command in (train, export, evaluate, classify, compare, doctor, fetch_detector):
     main.add_command(command)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gender_batch.cli.exits import Exit, fail, stopping_on_signals
-from gender_batch.cli.options import device_option, duration, model_option, workers_option
+from gender_batch.cli.options import device_option, duration, face_options, model_option, workers_option
 
 if TYPE_CHECKING:
     from gender_batch.cli.log import Log
@@ -37,6 +37,8 @@ STANDARD = "-"
 @model_option
 @device_option
 @workers_option
+@face_options
+@click.option("--every-face", is_flag=True, help="Write a row for each face of a picture, the main one first.")
 @click.option(
     "--max-error-rate",
     default=0.0,
@@ -110,15 +112,17 @@ STANDARD = "-"
 @click.option("-0", "--null", "nul", is_flag=True, help="The list on standard input is separated by NUL, not newline.")
 def classify(
     paths: tuple[str, ...], out: str, model: Path | None, device: str, workers: int | None,
-    max_error_rate: float, picture_timeout: float, state: Path | None, retry_failed: bool, verify_content: bool,
-    fresh: bool, min_pictures: int, deadline: float | None, pseudonymise: Path | None, spreadsheet_safe: bool,
-    summary: Path | None, log_format: str, no_recursive: bool, follow_links: bool, one_file_system: bool,
+    faces: str, detector: Path | None, no_face: str, every_face: bool, max_error_rate: float, picture_timeout: float,
+    state: Path | None, retry_failed: bool, verify_content: bool, fresh: bool, min_pictures: int,
+    deadline: float | None, pseudonymise: Path | None, spreadsheet_safe: bool, summary: Path | None, log_format: str,
+    no_recursive: bool, follow_links: bool, one_file_system: bool,
     include: tuple[str, ...], exclude: tuple[str, ...], nul: bool,
 ) -> None:  # fmt: skip
     """Write one row for every file in the PATHs: folders, files, or - for a list of files on standard input.
 
-    A row says path, status, label, confidence, a probability per class, faces, width, height and error. A picture
-    that cannot be scored keeps its row, with the reason; whether a file is a picture is decided by its content.
+    A row says path, status, label, confidence, a probability per class, the number of faces, width, height, error,
+    the face's box and the reason of `uncertain`. A picture that cannot be scored keeps its row; whether a file is a
+    picture is decided by its content.
     FILE is replaced when the run is done, and never half written. A run that was stopped, by whatever, goes on
     where it was when the same command is given again.
     """
@@ -131,7 +135,7 @@ def classify(
     from gender_batch.pictures.find import Walk
     from gender_batch.prediction import columns
     from gender_batch.scoring.night import Night, Policy
-    from gender_batch.scoring.run import Options, Scorer
+    from gender_batch.scoring.run import Faces, Options, Scorer
     from gender_batch.scoring.state import FILES, State, remove_state
 
     target = None if out == STANDARD else Path(out)
@@ -171,10 +175,14 @@ def classify(
             remove_state(known)
 
         with ExitStack() as stack:
-            scorer = run.scorer = stack.enter_context(Scorer(Options(model, device, workers, picture_timeout)))
+            looking = Faces(faces, detector, every_face, no_face == "whole")
+            options = Options(model, device, workers, picture_timeout, looking)
+            scorer = run.scorer = stack.enter_context(Scorer(options))
             labels = scorer.metadata.labels
             log.say("device", f"device: {scorer.device.name} ({scorer.device.reason})", **vars(scorer.device))
             log.say("model", f"model: {scorer.model}", file=str(scorer.model))
+            if scorer.lacks_detector:
+                log.say("warning", f"warning: {scorer.lacks_detector}", message=scorer.lacks_detector)
             kept = stack.enter_context(State(known, scorer.digest())) if known else None
             progress = stack.enter_context(ScoringProgress(log, expected=kept.count() if kept else 0))
             night = None
@@ -185,12 +193,14 @@ def classify(
             with run.timed("writing"), ExitStack() as publishing:
                 file = publishing.enter_context(published(target)) if target else sys.stdout.buffer
                 rows = publishing.enter_context(write_rows(file, suffix, columns(labels)))
-                for row in night.rows() if night else scorer.rows(files):
-                    values = row.values(len(labels))
-                    if name_of:
-                        values = (name_of(row.path), *values[1:])
-                    rows.write(privacy.spreadsheet_safe(values) if spreadsheet_safe and suffix == ".csv" else values)
-                    run.summary.add(row)
+                for picture in night.rows() if night else scorer.rows(files):
+                    for row in picture.rows():
+                        values = row.values(len(labels))
+                        if name_of:
+                            values = (name_of(row.path), *values[1:])
+                        safe = spreadsheet_safe and suffix == ".csv"
+                        rows.write(privacy.spreadsheet_safe(values) if safe else values)
+                    run.summary.add(picture)
                     progress.row(run.summary.pictures, run.summary.failed)
                 if run.summary.pictures < min_pictures:
                     fail(
@@ -214,6 +224,7 @@ def classify(
 @contextmanager
 def _errors_told(log: Log, target: Path | None) -> Iterator[None]:
     """What ends a run becomes one line and the exit code."""
+    from gender_batch.faces.fetch import DetectorError
     from gender_batch.model.metadata import ModelError
     from gender_batch.model.session import NoGpuError
     from gender_batch.outputs.privacy import KeyFileError
@@ -227,7 +238,7 @@ def _errors_told(log: Log, target: Path | None) -> Iterator[None]:
         fail(str(error), Exit.LOCKED, log.error)
     except NoGpuError as error:
         fail(str(error), Exit.NO_GPU, log.error)
-    except (ModelError, PoolError, StateError, KeyFileError) as error:
+    except (ModelError, DetectorError, PoolError, StateError, KeyFileError) as error:
         fail(f"{error}. Nothing is published", Exit.FATAL, log.error)
     except BrokenPipeError:
         # Who read standard output has had enough. Python would complain once more when it flushes at exit.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -39,3 +40,33 @@ workers_option = click.option(
     metavar="N",
     help="Processes that read pictures.  [default: one per core]",
 )
+
+_FACES = (
+    click.option(
+        "--faces",
+        default="auto",
+        show_default=True,
+        type=click.Choice(["auto", "always", "never"]),
+        help="Find and cut out faces first. auto: if the model is one of faces and there is a detector.",
+    ),
+    click.option(
+        "--detector",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="The face detector, YuNet's file.  [default: what `gender-batch fetch-detector` fetched]",
+    ),
+    click.option(
+        "--no-face",
+        default="skip",
+        show_default=True,
+        type=click.Choice(["skip", "whole"]),
+        help="A picture without a face gets no label, or the whole picture is answered for.",
+    ),
+)
+
+
+def face_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--faces, --detector and --no-face."""
+    for option in reversed(_FACES):
+        command = option(command)
+    return command

@@ -49,7 +49,7 @@ class Run:
         counts = {"scoring": scored, "writing": summary.pictures}
         stages = {stage: Stage(counts[stage], seconds) for stage, seconds in self.seconds.items()}
         if scorer:  # these: seconds of all workers together
-            for stage in ("reading", "decoding", "inference"):
+            for stage in ("reading", "decoding", "inference", *(["finding"] if scorer.search else [])):
                 stages[stage] = Stage(scored, getattr(scorer, stage))
         return RunRecord(
             versions=versions(),

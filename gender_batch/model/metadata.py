@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from gender_batch.pictures.preprocessing import Preprocessing, PreprocessingError
+from gender_batch.pictures.preprocessing import FaceCrop, Preprocessing, PreprocessingError
 
 KEY = "gender_batch"
 FORMAT_VERSION = 1
@@ -55,12 +55,16 @@ class Metadata:
                     f"{source}: model format {version}, this program knows {FORMAT_VERSION}; "
                     "update the program that is older: pip install -U gender-batch, or export the model again"
                 )
+            preprocessing = Preprocessing.from_dict(content["preprocessing"])
+            pictures = _one_of(content["pictures"], "face", "photo")
+            if pictures == "face" and preprocessing.face is None:  # a file of before faces were cut out
+                preprocessing = replace(preprocessing, face=FaceCrop())
             return cls(
                 **{
                     **content,
                     "labels": _labels(content["labels"]),
-                    "preprocessing": Preprocessing.from_dict(content["preprocessing"]),
-                    "pictures": _one_of(content["pictures"], "face", "photo"),
+                    "preprocessing": preprocessing,
+                    "pictures": pictures,
                     "threshold": float(content["threshold"]),
                     "attributions": tuple(content["attributions"]),
                 }

@@ -28,18 +28,45 @@ class PreprocessingError(ValueError):
 
 
 @dataclass(frozen=True)
+class FaceCrop:
+    """How a face is cut out before it is resized: aligned by its landmarks, `margin` face sides around it.
+
+    The default is that of FairFace's pictures, the embedded model's training data: dlib's chips with a padding of 0.25.
+    """
+
+    margin: float = 0.25
+    alignment: str = "landmarks"
+
+    def __post_init__(self) -> None:
+        if type(self.margin) not in (int, float) or not 0 <= self.margin <= 2:
+            raise PreprocessingError(f"margin {self.margin!r} of the face crop must be between 0 and 2")
+        if self.alignment != "landmarks":
+            raise PreprocessingError(f"unknown alignment {self.alignment!r} of the face crop")
+
+    @classmethod
+    def from_dict(cls, spec: Any) -> FaceCrop:
+        """The specification in a model file or checkpoint. Raises PreprocessingError for one not understood."""
+        known = {field.name for field in fields(cls)}
+        if not isinstance(spec, dict) or set(spec) != known:
+            raise PreprocessingError(f"unknown face crop: {spec!r}")
+        return cls(**spec)
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """Resize the shorter side to `resize` pixels, cut the centre square of `size` pixels.
 
     The arithmetic is that of torchvision's Resize and CenterCrop on a Pillow picture (bilinear, antialiased),
     equal to the last bit; a picture longer than 4:1 is first cut to its centre.
-    `decoding` "scaled" lets a JPEG be decoded at a reduced scale, never below `resize`.
+    `decoding` "scaled" lets a JPEG be decoded at a reduced scale, never below `resize`. `face` says how a face is cut
+    out of a whole picture before all that; it is None for a model of whole pictures.
     """
 
     size: int
     resize: int
     interpolation: str = "bilinear"
     decoding: str = "scaled"
+    face: FaceCrop | None = None
 
     def __post_init__(self) -> None:
         if type(self.size) is not int or type(self.resize) is not int:
@@ -52,13 +79,15 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, spec: dict[str, Any]) -> Preprocessing:
         """The specification in a model file or checkpoint. Raises PreprocessingError for one not understood."""
-        known = {field.name for field in fields(cls)}
-        if set(spec) != known:
-            raise PreprocessingError(f"unknown preprocessing: {sorted(set(spec) ^ known)}")
-        return cls(**spec)
+        known = {field.name for field in fields(cls)} - {"face"}
+        unlike = (set(spec) - {"face"}) ^ known
+        if unlike:
+            raise PreprocessingError(f"unknown preprocessing: {sorted(unlike)}")
+        return cls(**{**spec, "face": FaceCrop.from_dict(spec["face"]) if "face" in spec else None})
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As `from_dict` takes it; without `face` where there is none, as earlier versions know it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def read(self, path: str) -> Picture:
         """Read a picture at the scale this specification needs. Raises PictureError."""

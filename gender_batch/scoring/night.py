@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gender_batch.pictures.read import content_digest
-from gender_batch.prediction import Prediction, Status
+from gender_batch.prediction import Prediction
 from gender_batch.scoring.state import Known, Stamp, State, StateError
 
 CHUNK = 1000
@@ -109,7 +109,7 @@ class Night:
         if known is None:
             source = self.state.same_content(content) if content else None
             return self.state.copy(source, key, stamp) if source else None
-        if not known.current or stamp != known.stamp or (self.policy.retry_failed and known.status != Status.OK):
+        if not known.current or stamp != known.stamp or (self.policy.retry_failed and known.failed):
             return None
         if self.policy.verify_content:
             if known.content is None and content:

@@ -11,15 +11,29 @@ from pathlib import Path
 
 import numpy as np
 
+from gender_batch.faces.fetch import GET_IT, SHA256, DetectorError, find_detector, verified
+from gender_batch.faces.look import LOOKING, FaceSearch
 from gender_batch.model.metadata import Metadata
 from gender_batch.model.session import Device, Model
 from gender_batch.pictures.preprocessing import READING
-from gender_batch.prediction import PROBABILITY_DIGITS, Prediction, Status, decide
+from gender_batch.prediction import PROBABILITY_DIGITS, UNCERTAIN, Person, Prediction, Reason, Status, decide
 from gender_batch.scoring.pool import WorkerPool
 from gender_batch.scoring.worker import Outcome, Read, ReadAndInfer
 
 GPU_BATCH = 64
 """Pictures per inference on a GPU. The last batch is padded: one shape, one plan of memory and kernels."""
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Whether to look for faces: "always", "never", or "auto" if the model is one of face crops and there is a
+    detector. `detector` None: the one that `find_detector` finds. `every` face gets a row of its own; a picture
+    without a face is answered as a `whole`."""
+
+    when: str = "auto"
+    detector: Path | None = None
+    every: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,7 @@ class Options:
     device: str = "auto"
     workers: int | None = None
     picture_timeout: float = 30.0
+    faces: Faces = Faces()
 
 
 @dataclass
@@ -46,7 +61,7 @@ class Summary:
 
     def add(self, row: Prediction) -> None:
         self.pictures += 1
-        self.failed += row.status is not Status.OK
+        self.failed += row.status.failed
         self.statuses[row.status] += 1
         if row.label is not None:
             self.labels[row.label] += 1
@@ -58,28 +73,40 @@ class Summary:
 class Scorer:
     """A model and its workers, ready to score. A context manager.
 
-    Counts the `pictures` it has scored, and the seconds that `reading`, `decoding` and `inference` took, of all workers
-    together.
+    Counts the `pictures` it has scored, and the seconds that `reading`, `decoding`, `finding` faces and `inference`
+    took, of all workers together. `search` says how faces are looked for; None: pictures are taken as they are.
 
-    Raises ModelError, NoGpuError when made; PoolError from `rows`.
+    Raises ModelError, NoGpuError, DetectorError when made; PoolError from `rows`.
     """
 
     def __init__(self, options: Options) -> None:
         # On a CPU the workers infer; this session is opened for its metadata, and to see which device there is.
         self._model = Model(options.model, options.device, threads=1)
+        self._faces = options.faces
+        self.search = _face_search(options.faces, self.metadata.pictures)
         factory = (
-            Read(self.metadata.preprocessing)
+            Read(self.metadata.preprocessing, self.search)
             if self.device.name == "cuda"
-            else ReadAndInfer(self.model, self.metadata.preprocessing)
+            else ReadAndInfer(self.model, self.metadata.preprocessing, self.search)
         )
         self.workers = options.workers or usable_cores()
-        self.pictures, self.reading, self.decoding, self.inference = 0, 0.0, 0.0, 0.0
+        self.pictures, self.reading, self.decoding, self.finding, self.inference = 0, 0.0, 0.0, 0.0, 0.0
         self._pool = WorkerPool(factory, self.workers, options.picture_timeout)
 
     @property
     def model(self) -> Path:
         """The model file that is really used, by this process and by its workers."""
         return self._model.path
+
+    @property
+    def lacks_detector(self) -> str | None:
+        """What to tell of a model of faces that gets whole pictures only because there is no detector."""
+        if self.search or self._faces.when != "auto" or self.metadata.pictures != "face":
+            return None
+        return (
+            "the model is one of faces, and there is no face detector: pictures are taken as face crops. "
+            f"{GET_IT}; --faces never says that they are face crops"
+        )
 
     @property
     def metadata(self) -> Metadata:
@@ -91,8 +118,12 @@ class Scorer:
 
     def digest(self) -> str:
         """Stands for all that decides an answer: the model file, in which threshold and preprocessing are written,
-        and how this version reads and resizes pictures."""
-        return f"{self._model.digest()} {READING}"
+        and how this version reads and resizes pictures, finds faces and chooses among them."""
+        digest = f"{self._model.digest()} {READING}"
+        if not self.search:
+            return digest
+        asked = f"{'every' if self.search.every else 'main'} {'whole' if self.search.whole else 'none'}"
+        return f"{digest} faces {SHA256} {LOOKING} {asked}"
 
     def __enter__(self) -> Scorer:
         self._pool.__enter__()
@@ -110,15 +141,51 @@ class Scorer:
             self.pictures += 1
             self.reading += outcome.reading
             self.decoding += outcome.decoding
+            self.finding += outcome.finding
             self.inference += outcome.inference
             yield self._row(path, outcome)
 
     def _row(self, path: str, outcome: Outcome) -> Prediction:
+        row = Prediction(
+            path,
+            outcome.status,
+            faces=outcome.faces,
+            width=outcome.width,
+            height=outcome.height,
+            error=outcome.error,
+            box=next(iter(outcome.boxes), None),
+        )
         if outcome.result is None:
-            return Prediction(path, outcome.status, width=outcome.width, height=outcome.height, error=outcome.error)
-        probabilities = tuple(round(float(value), PROBABILITY_DIGITS) for value in outcome.result)
-        label = decide(probabilities, self.metadata.labels, self.metadata.threshold)
-        return Prediction(path, Status.OK, label, probabilities, width=outcome.width, height=outcome.height)
+            return row
+        answers = []
+        for values in outcome.result:
+            probabilities = tuple(round(float(value), PROBABILITY_DIGITS) for value in values)
+            label = decide(probabilities, self.metadata.labels, self.metadata.threshold)
+            answers.append((label, probabilities, Reason.LOW_CONFIDENCE if label == UNCERTAIN else None))
+        (label, probabilities, reason), *_ = answers
+        row = replace(row, label=label, probabilities=probabilities, reason=reason)
+        if self.search and self.search.every:
+            others = zip(answers[1:], outcome.boxes[1:], strict=True)
+            return replace(
+                row, others=tuple(Person(label, shares, box, reason) for (label, shares, reason), box in others)
+            )
+        # Whom of several the picture is about cannot be told: their answers must agree, sure or not.
+        if len(set(outcome.result.argmax(axis=1).tolist())) > 1:
+            return replace(row, label=UNCERTAIN, reason=Reason.PEOPLE_DIFFER)
+        return row
+
+
+def _face_search(faces: Faces, pictures: str) -> FaceSearch | None:
+    """How to look for faces with a model of these `pictures`; None: not at all. Raises DetectorError."""
+    if faces.when == "never" or (faces.when == "auto" and pictures != "face"):
+        return None
+    detector = find_detector(faces.detector)
+    if detector is None:
+        if faces.when == "auto":
+            return None
+        raise DetectorError(f"--faces always: there is no face detector yet; {GET_IT}")
+    verified(detector)  # here, and not in every worker first
+    return FaceSearch(detector, faces.every, faces.whole)
 
 
 def infer_in_batches(
@@ -133,20 +200,26 @@ def infer_in_batches(
     def flush() -> Iterator[tuple[str, Outcome]]:
         nonlocal filled
         began = time.perf_counter()
-        probabilities = iter(model.probabilities(batch)[:filled] if filled else ())
-        seconds = time.perf_counter() - began
+        probabilities = model.probabilities(batch)[:filled] if filled else batch
+        seconds = (time.perf_counter() - began) / max(filled, 1)
+        start = 0
         for path, outcome in held:
             if outcome.result is not None:
-                outcome = replace(outcome, result=next(probabilities), inference=seconds / filled)
+                end = start + len(outcome.result)
+                outcome = replace(outcome, result=probabilities[start:end], inference=seconds * (end - start))
+                start = end
             yield path, outcome
         held.clear()
         filled = 0
 
     for path, outcome in outcomes:
+        squares = 0 if outcome.result is None else len(outcome.result)
+        if filled + squares > batch_size:
+            yield from flush()
         held.append((path, outcome))
         if outcome.result is not None:
-            batch[filled] = outcome.result
-            filled += 1
+            batch[filled : filled + squares] = outcome.result
+        filled += squares
         if filled == batch_size or len(held) >= 4 * batch_size:
             yield from flush()
     yield from flush()

@@ -6,15 +6,15 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gender_batch.prediction import Prediction, Status
+from gender_batch.prediction import Person, Prediction, Reason, Status
 
 APPLICATION_ID = 0x47426174  # "GBat", where `file` and SQLite look for it
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 COMMIT_ROWS = 1000
 COMMIT_SECONDS = 0.1
@@ -41,10 +41,20 @@ CREATE TABLE pictures (
     mtime_ns INTEGER,
     content BLOB,                 -- SHA-256, where it was asked for
     model INTEGER REFERENCES models,  -- what the picture was scored with; NULL: not yet
-    status TEXT, label TEXT, probabilities TEXT, faces INTEGER, width INTEGER, height INTEGER, error TEXT
+    status TEXT, label TEXT, probabilities TEXT, faces INTEGER, width INTEGER, height INTEGER, error TEXT,
+    box TEXT, reason TEXT,
+    others TEXT                   -- of the picture's other faces, where every face is answered
 );
 CREATE INDEX pictures_of_content ON pictures (content) WHERE content IS NOT NULL;
 """
+
+_FROM_VERSION_1 = """
+ALTER TABLE pictures ADD COLUMN box TEXT;
+ALTER TABLE pictures ADD COLUMN reason TEXT;
+ALTER TABLE pictures ADD COLUMN others TEXT;
+"""
+
+_ANSWER = "status, label, probabilities, faces, width, height, error, box, reason, others"
 
 _AHEAD = """
 SELECT path, id, size, mtime_ns, content, model, status FROM pictures WHERE path >= ? ORDER BY path LIMIT ?
@@ -54,20 +64,18 @@ INSERT INTO pictures (path, size, mtime_ns) VALUES (?, ?, ?)
 ON CONFLICT (path) DO UPDATE SET size = excluded.size, mtime_ns = excluded.mtime_ns, content = NULL, model = NULL
 RETURNING id
 """
-_RECORD = """
-UPDATE pictures SET model = ?, content = ?,
-    status = ?, label = ?, probabilities = ?, faces = ?, width = ?, height = ?, error = ?
+_RECORD = f"""
+UPDATE pictures SET (model, content, {_ANSWER}) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 WHERE id = ?
-"""
-_COPY = """
-UPDATE pictures SET (content, model, status, label, probabilities, faces, width, height, error) =
-    (SELECT content, model, status, label, probabilities, faces, width, height, error FROM pictures WHERE id = ?)
+"""  # noqa: S608 - of constants
+_COPY = f"""
+UPDATE pictures SET (content, model, {_ANSWER}) = (SELECT content, model, {_ANSWER} FROM pictures WHERE id = ?)
 WHERE id = ?
-"""
-_ROWS = """
-SELECT id, path, status, label, probabilities, faces, width, height, error FROM pictures
+"""  # noqa: S608 - of constants
+_ROWS = f"""
+SELECT id, path, {_ANSWER} FROM pictures
 WHERE id IN (SELECT value FROM json_each(?)) AND model IS NOT NULL
-"""
+"""  # noqa: S608 - of constants
 _PAGE = "SELECT id FROM pictures WHERE id > ? ORDER BY id LIMIT ?"
 _SAME_CONTENT = "SELECT id FROM pictures WHERE content = ? AND model = ? AND status NOT IN (?, ?, ?)"
 
@@ -94,7 +102,11 @@ class Known(NamedTuple):
     stamp: Stamp
     content: bytes | None
     current: bool
-    status: Status | None
+    status: str | None
+
+    @property
+    def failed(self) -> bool:
+        return self.status is not None and Status(self.status).failed
 
 
 class State:
@@ -133,6 +145,8 @@ class State:
                 f"{self.path}: a state of version {version}, this program knows {SCHEMA_VERSION}; "
                 "update gender-batch, or start over with --fresh"
             )
+        if tables and version == 1:
+            self._database.executescript(f"BEGIN; {_FROM_VERSION_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         if not tables:  # before WAL, so that the file itself says what it is from its first moment
             self._database.executescript(
                 f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; "
@@ -190,11 +204,8 @@ class State:
             self._begin()
             self._database.execute(
                 _RECORD,
-                (
-                    self._model, content, row.status, row.label, json.dumps(row.probabilities), row.faces, row.width,
-                    row.height, row.error, identifier,
-                ),
-            )  # fmt: skip
+                (self._model, content, *_to_columns(row), identifier),
+            )
             self._changed()
 
     def same_content(self, content: bytes) -> int | None:
@@ -222,10 +233,7 @@ class State:
         """Paths and answers by id, of pictures that were scored."""
         with self._errors:
             found = self._database.execute(_ROWS, (json.dumps(list(identifiers)),))
-            return {
-                identifier: (path, (Status(status), label, tuple(json.loads(shares)), *rest))
-                for identifier, path, status, label, shares, *rest in found
-            }
+            return {identifier: (path, _answer(columns)) for identifier, path, *columns in found}
 
     def count(self) -> int:
         with self._errors:
@@ -268,6 +276,29 @@ class State:
                 f"{self.path}: only {free / 1e6:.0f} MB are free on its volume; "
                 "make room, and the same command goes on where it stopped"
             )
+
+
+def _to_columns(row: Prediction) -> tuple[Any, ...]:
+    """The values of _ANSWER."""
+    others = [(person.label, person.probabilities, person.box, person.reason) for person in row.others]
+    return (
+        row.status, row.label, json.dumps(row.probabilities), row.faces, row.width, row.height, row.error,
+        json.dumps(row.box) if row.box else None, row.reason, json.dumps(others) if others else None,
+    )  # fmt: skip
+
+
+def _answer(columns: Sequence[Any]) -> Answer:
+    """Of the values of _ANSWER."""
+    status, label, shares, faces, width, height, error, box, reason, others = columns
+    return (
+        Status(status), label, tuple(json.loads(shares)), faces, width, height, error,
+        tuple(json.loads(box)) if box else None, _reason(reason),
+        tuple(Person(name, tuple(p), tuple(b), _reason(r)) for name, p, b, r in json.loads(others or "[]")),
+    )  # fmt: skip
+
+
+def _reason(text: str | None) -> Reason | None:
+    return Reason(text) if text else None
 
 
 class _Errors:

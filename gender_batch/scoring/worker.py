@@ -18,11 +18,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gender_batch.faces.look import FaceSearch, Looker
 from gender_batch.model.session import Model
 from gender_batch.pictures.ahead import ReadAhead
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
-from gender_batch.prediction import Status
+from gender_batch.prediction import Box, Status
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -35,9 +36,10 @@ decoded, of 89 million 32-bit greys, takes 3 GiB of it; threads that read ahead,
 class Outcome:
     """What became of one picture.
 
-    `result` holds probabilities (classes,) where the worker infers, the picture's pixels (size, size, 3) where it
-    only reads, and None where `status` is not ok. `reading` (waiting for the file's bytes), `decoding` (up to the
-    pixels that the model takes) and `inference` are seconds.
+    `result` holds a row of probabilities (N, classes) where the worker infers, pixels (N, size, size, 3) where it only
+    reads, and None where `status` is not ok. N is 1, or the number of people that are asked, the main one first, whose
+    faces are at `boxes`. `faces` were found, None where none were looked for. `reading` (waiting for the file's bytes),
+    `decoding` (up to the pixels that the model takes, but for the `finding` of faces) and `inference` are seconds.
     """
 
     status: Status
@@ -48,6 +50,9 @@ class Outcome:
     reading: float = 0.0
     decoding: float = 0.0
     inference: float = 0.0
+    finding: float = 0.0
+    faces: int | None = None
+    boxes: tuple[Box, ...] = ()
 
 
 class Step(Protocol):
@@ -67,25 +72,58 @@ class StepFactory(Protocol):
 
 @dataclass(frozen=True)
 class Read:
-    """Read and preprocess. The pixels go back to the parent, which feeds a GPU with them."""
+    """Read, find faces if asked for, and preprocess. The pixels go back to the parent, which feeds a GPU with them."""
 
     preprocessing: Preprocessing
+    search: FaceSearch | None = None
 
     def __call__(self) -> Step:
+        see = _SeeFaces(self.preprocessing, self.search) if self.search else _SeeWhole(self.preprocessing)
+
         def step(_path: str, read: Callable[[], bytes]) -> Outcome:
             began = read_at = time.perf_counter()
             try:
                 data = read()
                 read_at = time.perf_counter()
-                picture = self.preprocessing.decode(data)
+                outcome = see(data)
             except PictureError as error:
-                seconds = read_at - began, time.perf_counter() - read_at
-                return Outcome(error.status, None, error.width, error.height, str(error), *seconds)
-            pixels = self.preprocessing.apply(picture.image)
-            seconds = read_at - began, time.perf_counter() - read_at
-            return Outcome(Status.OK, pixels, picture.width, picture.height, None, *seconds)
+                outcome = Outcome(error.status, None, error.width, error.height, str(error))
+            decoding = time.perf_counter() - read_at - outcome.finding
+            return replace(outcome, reading=read_at - began, decoding=decoding)
 
         return step
+
+
+class _SeeWhole:
+    """The picture as it is."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+
+    def __call__(self, data: bytes) -> Outcome:
+        picture = self.preprocessing.decode(data)
+        pixels = self.preprocessing.apply(picture.image)
+        return Outcome(Status.OK, pixels[np.newaxis], picture.width, picture.height)
+
+
+class _SeeFaces:
+    """The faces in the picture."""
+
+    def __init__(self, preprocessing: Preprocessing, search: FaceSearch) -> None:
+        self.preprocessing, self.search = preprocessing, search
+        self.looker, self.whole = Looker(search, preprocessing), _SeeWhole(preprocessing)
+
+    def __call__(self, data: bytes) -> Outcome:
+        seen = self.looker.look(data)
+        if seen.squares:
+            pixels = np.stack([self.preprocessing.apply(square) for square in seen.squares])
+            boxes = tuple(face.box(seen.width, seen.height) for face in seen.faces)
+            found = Outcome(Status.OK, pixels, seen.width, seen.height, boxes=boxes)
+        elif self.search.whole:
+            found = self.whole(data)
+        else:
+            found = Outcome(Status.NO_FACE, None, seen.width, seen.height, "no face was found in it")
+        return replace(found, faces=seen.count, finding=seen.seconds)
 
 
 @dataclass(frozen=True)
@@ -94,17 +132,18 @@ class ReadAndInfer:
 
     model: Path
     preprocessing: Preprocessing
+    search: FaceSearch | None = None
 
     def __call__(self) -> Step:
         model = Model(self.model, "cpu", threads=1)
-        see = Read(self.preprocessing)()
+        see = Read(self.preprocessing, self.search)()
 
         def step(path: str, read: Callable[[], bytes]) -> Outcome:
             outcome = see(path, read)
             if outcome.result is None:
                 return outcome
             began = time.perf_counter()
-            probabilities = model.probabilities(outcome.result[np.newaxis])[0]
+            probabilities = model.probabilities(outcome.result)
             return replace(outcome, result=probabilities, inference=time.perf_counter() - began)
 
         return step

@@ -20,7 +20,10 @@ import pytest
 from installed import COMMAND, accuracy, gender_batch, read_csv
 from PIL import Image
 
-COLUMNS = ["path", "status", "label", "confidence", "p_female", "p_male", "faces", "width", "height", "error"]
+COLUMNS = [
+    "path", "status", "label", "confidence", "p_female", "p_male", "faces", "width", "height", "error",
+    "face_x", "face_y", "face_w", "face_h", "reason",
+]  # fmt: skip
 
 
 def picture(path: Path | str | bytes, size: tuple[int, int] = (64, 48), **options: object) -> None:

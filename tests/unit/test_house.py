@@ -16,6 +16,7 @@ ROOMS = [
     "gender_batch.evaluation",
     "gender_batch.outputs",
     "gender_batch.scoring",
+    "gender_batch.faces",
     "gender_batch.model",
     "gender_batch.pictures",
     "gender_batch.prediction",

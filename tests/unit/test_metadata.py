@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gender_batch.model.metadata import FORMAT_VERSION, Metadata, ModelError
-from gender_batch.pictures.preprocessing import Preprocessing
+from gender_batch.pictures.preprocessing import FaceCrop, Preprocessing
 
 METADATA = Metadata(
     labels=("female", "male"),
@@ -40,8 +40,15 @@ def refusal(text: str | None) -> str:
 
 def test_round_trip() -> None:
     assert Metadata.from_json(METADATA.to_json(), SOURCE) == METADATA
-    photo = replace(METADATA, pictures="face", labels=("a", "b", "c"), attributions=(), training={}, figures={})
-    assert Metadata.from_json(photo.to_json(), SOURCE) == photo
+    faces = replace(METADATA.preprocessing, face=FaceCrop(margin=0.5))
+    other = replace(METADATA, pictures="face", labels=("a", "b", "c"), attributions=(), training={}, figures={})
+    other = replace(other, preprocessing=faces)
+    assert Metadata.from_json(other.to_json(), SOURCE) == other
+
+
+def test_a_model_of_faces_from_before_they_were_cut_out_gets_the_default() -> None:
+    found = Metadata.from_json(changed(pictures="face"), SOURCE)
+    assert found.preprocessing == replace(METADATA.preprocessing, face=FaceCrop())
 
 
 def test_everything_is_in_the_json() -> None:
@@ -75,6 +82,10 @@ def test_another_format_version_is_refused_whatever_else_it_says(version: object
         ({**METADATA.preprocessing.to_dict(), "decoding": "whole"}, "whole"),
         ({**METADATA.preprocessing.to_dict(), "mean": 0.5}, "mean"),
         ({**METADATA.preprocessing.to_dict(), "size": 999}, "999"),
+        ({**METADATA.preprocessing.to_dict(), "face": {"margin": 0.25}}, "margin"),
+        ({**METADATA.preprocessing.to_dict(), "face": {"margin": 9, "alignment": "landmarks"}}, "margin 9"),
+        ({**METADATA.preprocessing.to_dict(), "face": {"margin": 0.25, "alignment": "ears"}}, "ears"),
+        ({**METADATA.preprocessing.to_dict(), "face": None}, "None"),
         ({}, "size"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gender_batch.prediction import Prediction, Status
+from gender_batch.prediction import Person, Prediction, Reason, Status
 from gender_batch.scoring.night import Night, Policy
 from gender_batch.scoring.state import FILES, Stamp, State, StateError, remove_state
 
@@ -240,12 +240,37 @@ def test_what_is_no_state_is_refused_and_left_alone(tmp_path: Path) -> None:
 def test_a_state_of_a_newer_version_is_refused(folder: Folder) -> None:
     folder.night()
     with sqlite3.connect(folder.state) as database:
-        database.execute("PRAGMA user_version = 2")
+        database.execute("PRAGMA user_version = 3")
     database.close()
-    with pytest.raises(StateError, match=r"version 2.*--fresh"):
+    with pytest.raises(StateError, match=r"version 3.*--fresh"):
         State(folder.state, "model")
     remove_state(folder.state)
     assert folder.night()[0] == ["a", "b", "c"]
+
+
+def test_a_state_of_version_1_is_taken_over(folder: Folder) -> None:
+    folder.night()
+    with sqlite3.connect(folder.state) as database:
+        for column in ("box", "reason", "others"):
+            database.execute(f"ALTER TABLE pictures DROP COLUMN {column}")
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    assert folder.night()[0] == []
+    with sqlite3.connect(folder.state) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (2,)
+    database.close()
+
+
+def test_faces_and_other_people_are_kept(tmp_path: Path) -> None:
+    person = Person("uncertain", (0.6, 0.4), (1, 2, 3, 4), Reason.LOW_CONFIDENCE)
+    row = Prediction(
+        "a", Status.OK, "uncertain", (0.25, 0.75), 3, 640, 480, None, (10, 20, 30, 40), Reason.PEOPLE_DIFFER, (person,)
+    )
+    with State(tmp_path / "state", "model") as state:
+        identifier = state.expect(b"/a", None)
+        state.record(identifier, row)
+        path, answer = state.rows([identifier])[identifier]
+    assert (path, Prediction("a", *answer)) == (b"/a", row)
 
 
 @pytest.mark.parametrize("where", [100, 5000, 9000])

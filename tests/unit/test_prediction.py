@@ -1,10 +1,12 @@
 """prediction.py: the row and its label."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gender_batch.prediction import UNCERTAIN, Prediction, Status, columns, decide
+from gender_batch.prediction import UNCERTAIN, Person, Prediction, Reason, Status, columns, decide
 
 LABELS = ("female", "male")
 
@@ -21,11 +23,16 @@ def test_columns_are_those_of_the_contract() -> None:
         "width",
         "height",
         "error",
+        "face_x",
+        "face_y",
+        "face_w",
+        "face_h",
+        "reason",
     )
 
 
 def test_values_stand_under_their_columns() -> None:
-    row = Prediction("a.jpg", Status.OK, "male", (0.25, 0.75), faces=1, width=640, height=480)
+    row = Prediction("a.jpg", Status.OK, "male", (0.25, 0.75), faces=1, width=640, height=480, box=(10, 20, 30, 40))
     assert dict(zip(columns(LABELS), row.values(2), strict=True)) == {
         "path": "a.jpg",
         "status": "ok",
@@ -37,14 +44,46 @@ def test_values_stand_under_their_columns() -> None:
         "width": 640,
         "height": 480,
         "error": None,
+        "face_x": 10,
+        "face_y": 20,
+        "face_w": 30,
+        "face_h": 40,
+        "reason": None,
     }
 
 
 def test_a_failed_picture_has_neither_label_nor_probability() -> None:
     row = Prediction("a.jpg", Status.TOO_LARGE, width=60_000, height=60_000, error="too many")
     assert row.confidence is None
-    assert row.values(2) == ("a.jpg", "too_large", None, None, None, None, None, 60_000, 60_000, "too many")
+    assert row.values(2) == (
+        "a.jpg",
+        "too_large",
+        None,
+        None,
+        None,
+        None,
+        None,
+        60_000,
+        60_000,
+        "too many",
+        *[None] * 5,
+    )
     assert type(row.values(2)[1]) is str
+
+
+def test_a_row_for_every_face() -> None:
+    person = Person("uncertain", (0.6, 0.4), (1, 2, 3, 4), Reason.LOW_CONFIDENCE)
+    row = Prediction("a.jpg", Status.OK, "male", (0.25, 0.75), 2, 640, 480, box=(10, 20, 30, 40), others=(person,))
+    first, second = row.rows()
+    assert first == replace(row, others=())
+    assert second.values(2) == (
+        "a.jpg", "ok", "uncertain", 0.6, 0.6, 0.4, 2, 640, 480, None, 1, 2, 3, 4, "low_confidence",
+    )  # fmt: skip
+    assert list(first.rows()) == [first]
+
+
+def test_only_what_is_wrong_with_a_file_is_a_failure() -> None:
+    assert {status for status in Status if not status.failed} == {Status.OK, Status.NO_FACE}
 
 
 @pytest.mark.parametrize("status", Status)

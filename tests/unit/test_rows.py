@@ -105,8 +105,8 @@ def test_bytes_of_a_name_stand_in_the_csv_as_they_are() -> None:
 
 def test_csv_follows_rfc_4180() -> None:
     values = Prediction('a"b,c', Status.CORRUPT, error="x").values(len(LABELS))
-    header = b"path,status,label,confidence,p_female,p_male,faces,width,height,error"
-    assert written(".csv", [values]) == header + b'\r\n"a""b,c",corrupt,,,,,,,,x\r\n'
+    header = b"path,status,label,confidence,p_female,p_male,faces,width,height,error,face_x,face_y,face_w,face_h,reason"
+    assert written(".csv", [values]) == header + b'\r\n"a""b,c",corrupt,,,,,,,,x,,,,,\r\n'
 
 
 def test_a_list_of_no_rows_is_valid() -> None:

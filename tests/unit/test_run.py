@@ -86,7 +86,10 @@ def test_batches_give_each_picture_its_own_answer(brightness: Path, count: int) 
     model = Model(brightness)
     outcomes = []
     for number in range(count):
-        outcomes.append((f"{number}", Outcome(Status.OK, np.full((4, 4, 3), 20 * number, np.uint8), 8, 9)))
+        people = 1 + number % 4
+        pixels = np.full((people, 4, 4, 3), 20 * number, np.uint8)
+        pixels[1:] += 1
+        outcomes.append((f"{number}", Outcome(Status.OK, pixels, 8, 9)))
         if number % 3 == 1:
             outcomes.append((f"bad {number}", Outcome(Status.CORRUPT, error="broken")))
     results = list(infer_in_batches(iter(outcomes), model, batch_size=4))
@@ -95,12 +98,13 @@ def test_batches_give_each_picture_its_own_answer(brightness: Path, count: int) 
         assert (result.status, result.width, result.error) == (given.status, given.width, given.error)
         if result.status is Status.OK:
             assert result.result is not None
-            assert result.result[0] == pytest.approx(20 * int(path) / 255, abs=1e-6)
+            expected = [20 * int(path) / 255] + [(20 * int(path) + 1) / 255] * (int(path) % 4)
+            assert result.result[:, 0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_batches_do_not_wait_for_ever_behind_failed_pictures(brightness: Path) -> None:
     def outcomes():
-        yield "good", Outcome(Status.OK, np.zeros((4, 4, 3), np.uint8), 4, 4)
+        yield "good", Outcome(Status.OK, np.zeros((1, 4, 4, 3), np.uint8), 4, 4)
         for number in range(1000):
             yield f"bad {number}", Outcome(Status.CORRUPT, error="broken")
 

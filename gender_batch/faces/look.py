@@ -1,0 +1,92 @@
+"""From a picture's bytes to the squares of its faces: decode, find, choose, and decode again where they are small."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from PIL import Image
+
+from gender_batch.faces.choose import by_weight, comparable
+from gender_batch.faces.crop import cut, frame
+from gender_batch.faces.detect import Detector, Face
+from gender_batch.pictures.preprocessing import FaceCrop, Preprocessing
+from gender_batch.pictures.read import decode_picture
+
+LOOKING = 1
+"""Version of how faces are found, chosen and cut: raised when the same picture gives other squares than before."""
+
+SIDE, SECOND_SIDE = 320, 640
+"""Longer sides, in pixels, at which a picture is searched: the second one where the first finds nothing."""
+
+MOST = 64
+"""Faces of a picture that are cut out at most where every one is wanted: a batch on a GPU."""
+
+
+@dataclass(frozen=True)
+class FaceSearch:
+    """How to look: `detector` is YuNet's file; `every` face is cut out, not only the main one and those as large;
+    a picture without a face is taken as a `whole`."""
+
+    detector: Path
+    every: bool = False
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen in a picture of `width` x `height` pixels, oriented and before any reduction.
+
+    `count` faces; `squares` are pictures of those that were chosen, the main one first, and `faces` the same ones in
+    pixels of that original. Without a face both are empty. `seconds` is what the detector took.
+    """
+
+    width: int
+    height: int
+    count: int
+    faces: tuple[Face, ...]
+    squares: tuple[Image.Image, ...]
+    seconds: float
+
+
+class Looker:
+    """Finds and cuts faces for a model's preprocessing. Raises DetectorError."""
+
+    def __init__(self, search: FaceSearch, preprocessing: Preprocessing) -> None:
+        self.search = search
+        self._crop = preprocessing.face or FaceCrop()
+        self._needed = preprocessing.resize
+        self._detector = Detector(search.detector)
+
+    def look(self, data: bytes) -> Seen:
+        """The faces in the picture whose file holds `data`. Raises PictureError."""
+        # Twice what a face needs: most profile pictures then need no second decoding.
+        picture = decode_picture(data, max(SIDE, 2 * self._needed))
+        image = picture.image
+        began = time.perf_counter()
+        found = self._detector.search(image, SIDE)
+        seconds = time.perf_counter() - began
+        if not found and max(picture.width, picture.height) > SIDE:
+            if min(image.size) < min(SECOND_SIDE, picture.width, picture.height):
+                image = decode_picture(data, SECOND_SIDE).image
+            began = time.perf_counter()
+            found = self._detector.search(image, SECOND_SIDE)
+            seconds += time.perf_counter() - began
+
+        faces = by_weight(found, *image.size)
+        chosen = faces[:MOST] if self.search.every else comparable(faces)
+        smallest = min((frame(face, self._crop).side for face in chosen), default=float(self._needed))
+        if smallest < self._needed and image.width < picture.width:
+            shorter = ceil(min(image.size) * self._needed / smallest)
+            before, image = image, decode_picture(data, shorter).image
+            chosen = [face.scaled(image.width / before.width) for face in chosen]
+        return Seen(
+            picture.width,
+            picture.height,
+            len(found),
+            tuple(face.scaled(picture.width / image.width) for face in chosen),
+            tuple(cut(image, face, self._crop, self._needed) for face in chosen),
+            seconds,
+        )

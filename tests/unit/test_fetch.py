@@ -1,0 +1,60 @@
+"""faces/fetch.py: only the pinned detector is ever used, from wherever it comes."""
+
+from pathlib import Path
+
+import pytest
+
+from gender_batch.faces.detect import Detector
+from gender_batch.faces.fetch import SIZE, VARIABLE, DetectorError, default_place, fetch, find_detector, verified
+
+
+@pytest.fixture
+def no_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+@pytest.mark.usefixtures("no_detector")
+def test_it_is_found_where_it_is_named_or_fetched(tmp_path: Path) -> None:
+    named, told = tmp_path / "named.onnx", tmp_path / "told.onnx"
+    assert find_detector(None, {}) is None
+    default_place().parent.mkdir(parents=True)
+    for path in (named, told, default_place()):
+        path.touch()
+    assert find_detector(None, {}) == default_place()
+    assert find_detector(None, {VARIABLE: str(told)}) == told
+    assert find_detector(named, {VARIABLE: str(told)}) == named
+
+
+def test_a_named_file_that_is_not_there_is_an_error_that_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(DetectorError, match=r"gone\.onnx.*fetch-detector"):
+        find_detector(None, {VARIABLE: str(tmp_path / "gone.onnx")})
+
+
+@pytest.mark.parametrize("change", [b"", b"x"])
+def test_another_file_is_refused(detector: Path, tmp_path: Path, change: bytes) -> None:
+    other = tmp_path / "other.onnx"
+    other.write_bytes(detector.read_bytes()[len(change) :] + change * 2)
+    if not change:
+        assert Detector(other)
+        other.write_bytes(b"")
+    for use in (verified, Detector):
+        with pytest.raises(DetectorError, match=r"other\.onnx.*SHA-256.*--detector"):
+            use(other)
+
+
+def test_what_is_fetched_is_there_whole(detector: Path, tmp_path: Path) -> None:
+    place = tmp_path / "data" / "detector.onnx"
+    fetch(place, detector.as_uri())
+    assert place.read_bytes() == detector.read_bytes()
+    assert len(place.read_bytes()) == SIZE
+    assert list(place.parent.iterdir()) == [place]
+
+
+def test_another_file_is_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"something else")
+    place = tmp_path / "data" / "detector.onnx"
+    with pytest.raises(DetectorError, match="SHA-256"):
+        fetch(place, (tmp_path / "source").as_uri())
+    with pytest.raises(DetectorError, match="--detector"):
+        fetch(place, (tmp_path / "nowhere").as_uri())
+    assert not place.parent.exists()
