@@ -1,7 +1,7 @@
-# demo: install into .venv and score the example pictures. test: the whole suite. lint: ruff and mypy.
+# demo: install into .venv and score the example pictures. test: the whole suite. lint: ruff and mypy. bench: speed.
 PYTHON ?= python3
 
-.PHONY: demo test test-slow test-gpu lint clean
+.PHONY: demo test test-slow test-gpu bench lint clean
 
 demo: .venv/installed
 	.venv/bin/gender-batch classify examples/profiles --out preds.csv --max-error-rate 0.1
@@ -15,6 +15,9 @@ test-slow: .venv-test/installed
 
 test-gpu: .venv-test/installed
 	.venv-test/bin/python -m pytest -m gpu
+
+bench: .venv-test/installed
+	.venv-test/bin/python -m benchmarks
 
 lint: .venv-test/installed
 	.venv-test/bin/ruff check .

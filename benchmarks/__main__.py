@@ -1,0 +1,251 @@
+"""How fast `classify` is: beside what the machine could do at best, and beside others, on the same files and weights.
+
+    python -m benchmarks [--out benchmarks/results/speed.md]
+
+All is measured alternately in one run, several rounds, of which the median counts. A command's pictures per second are
+those of a long run without those of a short one, in the seconds that it took longer: so starting up is nobody's loss,
+and is told by itself. Peers need packages that the program does not; `--make-peers` installs them into .venv-peers/,
+without it those that are missing are named.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from benchmarks import ceiling, memory
+from benchmarks.peers import PEERS
+from benchmarks.photos import Kind, kinds, make_set, unpacked_faces
+from gender_batch import __version__
+from gender_batch.model.session import DEFAULT_FOLDER, DEFAULT_NAME, default_model
+from gender_batch.outputs.record import versions
+from gender_batch.scoring.run import usable_cores
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("GENDER_BATCH_SHARED", ROOT.parent / "shared"))
+PEER_ENVIRONMENT = ROOT / ".venv-peers"
+FEW = 16
+"""Pictures of a short run."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: each of `kinds` with `distinct` pictures, `rounds` times, peers on a share of the files."""
+
+    kinds: tuple[Kind, ...]
+    rounds: int
+    distinct: int
+    peers: tuple[str, ...]
+    peer_share: float = 0.25
+    python: Path = Path(sys.executable)
+
+
+@click.command()
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report there, as Markdown."
+)
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--only", multiple=True, metavar="TEXT", help="Only sets whose name has TEXT, such as '1080'.")
+@click.option("--scale", default=1.0, show_default=True, help="Factor on the number of files.")
+@click.option("--peers/--no-peers", default=True, show_default=True)
+@click.option("--make-peers", is_flag=True, help="First make .venv-peers with the packages that peers need.")
+@click.option("--quick", is_flag=True, help="Tiny sets, one round: shows that all runs, and no figure of use.")
+def main(
+    out: Path | None, rounds: int, only: tuple[str, ...], scale: float, peers: bool, make_peers: bool, quick: bool
+) -> None:
+    """Measure, print a report of ratios, and write it with the machine and the versions."""
+    if make_peers:
+        _make_peers()
+    python = PEER_ENVIRONMENT / "bin" / "python"
+    plan = Plan(
+        tuple(
+            replace(kind, files=max(2 * FEW, int(scale * kind.files)))
+            for kind in kinds()
+            if not only or any(text in kind.name for text in only)
+        ),
+        rounds,
+        distinct=24,
+        peers=tuple(PEERS) if peers else (),
+        python=python if python.exists() else Path(sys.executable),
+    )
+    if quick:
+        tiny = [replace(kind, files=2 * FEW) for kind in plan.kinds if kind.name in ("JPEG 400 progressive", "PNG 400")]
+        plan = replace(plan, kinds=tuple(tiny), rounds=1, distinct=2, peers=plan.peers[:1], peer_share=1)
+    report = "\n".join(_report(plan))
+    click.echo(report)
+    if out:
+        out.write_text(report + "\n")
+
+
+def _make_peers() -> None:
+    subprocess.run([sys.executable, "-m", "venv", PEER_ENVIRONMENT], check=True)
+    packages = ["timm", "transformers", "ray[data]"]
+    subprocess.run([PEER_ENVIRONMENT / "bin" / "pip", "install", f"{ROOT}[train]", *packages], check=True)
+
+
+def _report(plan: Plan) -> list[str]:
+    absent = {name: missing for name in plan.peers if (missing := _missing(plan.python, PEERS[name][1]))}
+    present = [name for name in plan.peers if name not in absent]
+    lines = [
+        "# Speed",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d}, gender-batch {__version__}, {_processor()}, {usable_cores()} cores, "
+        f"{', '.join(f'{name} {version}' for name, version in versions().items())}; model {default_model('cpu').name}. "
+        f"Medians of {plan.rounds} rounds, in pictures per second; `ceiling`: each core decodes a picture, then infers "
+        "it, and does nothing else.",
+        "",
+        "| photos | KB | decode alone | infer alone | ceiling | classify | of ceiling | range |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    beside = [
+        "| photos | classify | " + " | ".join(present) + " |",
+        "|---|---|" + "---|" * len(present),
+    ]
+    starts: list[float] = []
+    most_memory = 0.0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        faces = unpacked_faces(SHARED, folder / "faces")
+        for kind in plan.kinds:
+            some = max(2 * FEW, int(plan.peer_share * kind.files))
+            place = folder / kind.name.replace(" ", "-")
+            size = make_set(kind, place, faces, plan.distinct, sorted({FEW, some, kind.files}))
+            found = _measure(plan, kind, place, some, present)
+            decode, infer, ratio = (statistics.median(found[key]) for key in ("decode", "infer", "ratio"))
+            ours = statistics.median(found["classify"])
+            starts += found["first row"]
+            most_memory = max([most_memory, *found["memory"]])
+            lines.append(
+                f"| {kind.name} | {size / 1000:.0f} | {decode:,.0f} | {infer:,.0f} "
+                f"| {ceiling.together(decode, infer):,.0f} | {ours:,.0f} | **{ratio:.2f}** "
+                f"| {min(found['ratio']):.2f}..{max(found['ratio']):.2f} |"
+            )
+            click.echo(lines[-1], err=True)
+            if kind.peers and present:
+                cells = [
+                    f"{statistics.median(found[peer]):,.0f} (**{statistics.median(found[f'x {peer}']):.1f}x**), "
+                    f"{statistics.median(found[f'same {peer}']):.0%}"
+                    for peer in present
+                ]
+                beside.append(f"| {kind.name} | {ours:,.0f} | {' | '.join(cells)} |")
+                click.echo(beside[-1], err=True)
+    lines += [
+        "",
+        f"From the start of the command to its first row: {statistics.median(starts):.2f} s. "
+        f"Most memory of all its processes together: {most_memory / 1e6:,.0f} MB (proportional set size).",
+    ]
+    if len(beside) > 2:
+        lines += [
+            "",
+            "## Beside others",
+            "",
+            "In brackets how many times faster `classify` is; then on how many pictures",
+        ]
+        lines += ["both give the same label.", "", *beside]
+    if faces is None:
+        lines += ["", "Without real photos at hand: of noise with a natural spectrum."]
+    lines += [f"\n{name}: absent here, it needs {', '.join(missing)}." for name, missing in absent.items()]
+    return lines
+
+
+def _measure(plan: Plan, kind: Kind, place: Path, some: int, peers: list[str]) -> dict[str, list[float]]:
+    """By what was measured, one value per round."""
+    model = default_model("cpu")
+    fp32 = DEFAULT_FOLDER / f"{DEFAULT_NAME}.onnx"
+    paths = sorted(str(path) for path in (place / str(kind.files)).iterdir())
+    part = paths[: max(2 * FEW, len(paths) // 4)]
+    found: dict[str, list[float]] = defaultdict(list)
+    for _ in range(plan.rounds):
+        decode = ceiling.on_all_cores("decode", model, part)
+        infer = ceiling.on_all_cores("infer", model, part)
+        out = place / "rows.csv"
+        ours, _ = _rate(lambda count, out=out: _classify(place / str(count), out), kind.files, found["memory"])
+        found["first row"].append(_first_row(place / str(FEW)))
+        again_decode = ceiling.on_all_cores("decode", model, part)
+        again_infer = ceiling.on_all_cores("infer", model, part)
+        # Before and after: what the machine does besides changes slowly.
+        decode, infer = (decode + again_decode) / 2, (infer + again_infer) / 2
+        found["decode"].append(decode)
+        found["infer"].append(infer)
+        found["classify"].append(ours)
+        found["ratio"].append(ours / ceiling.together(decode, infer))
+        if kind.peers:
+            for peer in peers:
+                command = [plan.python, "-m", "benchmarks.peers", peer]
+                rate, answers = _rate(lambda count, command=command: [*command, place / str(count), fp32], some, [])
+                found[peer].append(rate)
+                found[f"x {peer}"].append(ours / rate)
+                found[f"same {peer}"].append(_agreement(json.loads(answers), out))
+    return found
+
+
+def _classify(folder: Path, out: Path) -> list[str | Path]:
+    return [sys.executable, "-m", "gender_batch", "classify", folder, "--out", out, "--device", "cpu"]
+
+
+def _agreement(labels: list[int], rows: Path) -> float:
+    """Share of pictures, the first ones of a CSV, of which a peer says what `classify` says."""
+    with rows.open(newline="") as file:
+        ours = [float(row["p_male"]) > float(row["p_female"]) for row in csv.DictReader(file)]
+    return sum(bool(label) == own for label, own in zip(labels, ours, strict=False)) / len(labels)
+
+
+def _rate(command: Callable[[int], list[str | Path]], many: int, peaks: list[float]) -> tuple[float, bytes]:
+    """Pictures per second between a run of FEW pictures and one of `many`; the latter's peak of memory is noted, and
+    what it printed is given, too."""
+    seconds = {}
+    for count in (FEW, many):
+        began = time.perf_counter()
+        with memory.watched() as watch:
+            output = watch.run(command(count), cwd=ROOT)
+        seconds[count] = time.perf_counter() - began
+    peaks.append(watch.peak)
+    return (many - FEW) / max(1e-3, seconds[many] - seconds[FEW]), output
+
+
+def _first_row(folder: Path) -> float:
+    """Seconds from the start of the command to the first row on standard output."""
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "gender_batch", "classify", folder, "--out", "-", "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT) as running:
+        if running.stdout:
+            running.stdout.readline()  # the names of the columns
+            running.stdout.readline()
+            seconds = time.perf_counter() - began
+            running.stdout.read()
+    return seconds
+
+
+def _missing(python: Path, packages: tuple[str, ...]) -> list[str]:
+    """Those of the packages that this Python does not have."""
+    program = (
+        "import importlib.util, json, sys; "
+        "print(json.dumps([name for name in sys.argv[1:] if not importlib.util.find_spec(name)]))"
+    )
+    done = subprocess.run([python, "-c", program, *packages], capture_output=True, text=True, check=True)
+    missing: list[str] = json.loads(done.stdout)
+    return missing
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model} ({'with' if default_model('cpu').name.endswith('.int8.onnx') else 'without'} VNNI)"
+
+
+if __name__ == "__main__":
+    main()

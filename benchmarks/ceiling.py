@@ -1,0 +1,77 @@
+"""What the machine could do at best: its cores decode alone, infer alone, and do both one after the other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from gender_batch.model.metadata import Metadata
+from gender_batch.model.session import Model
+from gender_batch.scoring.run import usable_cores
+
+
+def _decode(model: Path, paths: Sequence[str], pipe: Connection) -> None:
+    spec = _metadata(model).preprocessing
+
+    def once(path: str) -> None:
+        spec.apply(spec.read(path).image)
+
+    _measure(once, paths, pipe)
+
+
+def _infer(model: Path, paths: Sequence[str], pipe: Connection) -> None:
+    opened = Model(model, "cpu", threads=1)
+    spec = opened.metadata.preprocessing
+    pixels = spec.apply(spec.read(paths[0]).image)[np.newaxis]
+
+    def once(_: str) -> None:
+        opened.probabilities(pixels)
+
+    _measure(once, paths, pipe)
+
+
+def _measure(once: Callable[[str], None], paths: Sequence[str], pipe: Connection) -> None:
+    for path in paths[:8]:
+        once(path)
+    pipe.send(None)
+    pipe.recv()
+    began = time.perf_counter()
+    for path in paths:
+        once(path)
+    pipe.send(len(paths) / (time.perf_counter() - began))
+
+
+def _metadata(model: Path) -> Metadata:
+    return Model(model, "cpu", threads=1).metadata
+
+
+def on_all_cores(work: str, model: Path, paths: Sequence[str]) -> float:
+    """Pictures per second of one process per core; `work` is "decode" or "infer"."""
+    context = multiprocessing.get_context("spawn")
+    count = usable_cores()
+    running = []
+    for number in range(count):
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target={"decode": _decode, "infer": _infer}[work], args=(model, paths[number::count], theirs)
+        )
+        process.start()
+        running.append((ours, process))
+    for pipe, _ in running:
+        pipe.recv()
+    for pipe, _ in running:
+        pipe.send(None)
+    rates = [pipe.recv() for pipe, _ in running]
+    for _, process in running:
+        process.join()
+    return float(sum(rates))
+
+
+def together(decode: float, infer: float) -> float:
+    """Pictures per second of cores that do both for every picture."""
+    return 1 / (1 / decode + 1 / infer)
