@@ -31,7 +31,7 @@ from gender_batch.training.dataset import Sample, load_dataset
 from gender_batch.training.fit import Epoch, Labelled, Machine, Recipe, fit, fit_temperature, predict_logits
 from gender_batch.training.loading import Squares
 from gender_batch.training.network import Network, load_initial_weights
-from gender_batch.training.run import groups_of
+from gender_batch.training.run import groups_of, others_of
 
 BASE = Recipe(image_size=96, adapt_epochs=1, fine_epochs=4, lr_fine=1e-3)
 
@@ -43,10 +43,12 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Variant:
-    """One row: a recipe, and what else is done to the training. `rare` keeps a fifth of the first class."""
+    """One row: a recipe, and what else is done to the training. `rare` keeps a fifth of the first class, `others` are
+    columns learnt beside the classes."""
 
     recipe: Recipe
     balance: bool = False
+    others: tuple[str, ...] = ()
     rare: bool = False
 
 
@@ -77,6 +79,8 @@ def variants() -> dict[str, Variant]:
     return {
         **{name: Variant(recipe) for name, recipe in recipes.items()},
         "groups of race evened out": Variant(BASE, balance=True),
+        "age and race learnt too": Variant(BASE, others=("age", "race")),
+        "the same, weight 1": Variant(replace(BASE, auxiliary=1.0), others=("age", "race")),
         "one woman to five men": Variant(BASE, rare=True),
         "the same, class weights": Variant(replace(BASE, class_weights=True), rare=True),
     }
@@ -142,7 +146,8 @@ def main(faces: Path, labels: Path, weights: Path, out: Path | None, pictures: i
             held, truth = squares(judged, recipe.preprocessing), _truth(judged)
             val = Labelled(squares(data.val, recipe.preprocessing), _truth(data.val))
             groups = groups_of(taken, "race") if variant.balance else None
-            fit(network, Labelled(*train, groups), val, recipe, machine, folder / "state.pt", Silent())
+            others = others_of(taken, variant.others) if variant.others else None
+            fit(network, Labelled(*train, groups, others), val, recipe, machine, folder / "state.pt", Silent())
             seconds = time.monotonic() - started
             logits = predict_logits(network, held, machine)
             mirrored = predict_logits(network, held, machine, view=lambda found: found.flip(2))

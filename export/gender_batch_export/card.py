@@ -50,7 +50,8 @@ def model_card(metadata: Metadata, variants: Sequence[Variant], pictures: HeldOu
         f"- {training['program']}: adaptation of the head for at most {recipe['adapt_epochs']} epochs, fine-tuning of "
         f"all weights for at most {recipe['fine_epochs']} ({training['epochs']} epochs run in all), "
         f"{recipe['image_size']} x {recipe['image_size']} pixels, seed {recipe['seed']}; the best epoch by "
-        "validation loss; temperature fitted on validation.\n"
+        f"validation loss; temperature fitted on validation.{_beside(training)}\n"
+        f"{_started_from(training)}"
         f"- Preprocessing: shorter side to {metadata.preprocessing.resize} pixels (bilinear, antialiased), centre "
         f"{metadata.preprocessing.size} x {metadata.preprocessing.size}.",
         "## Figures of the files",
@@ -82,6 +83,24 @@ def model_card(metadata: Metadata, variants: Sequence[Variant], pictures: HeldOu
         "\n".join(f"- {attribution}" for attribution in metadata.attributions) or "none given",
     ]
     return "\n\n".join(section.rstrip() for section in sections) + "\n"
+
+
+def _beside(training: dict[str, Any]) -> str:
+    columns = training.get("auxiliary_columns")
+    return f" Learnt beside the classes, for the features' sake: {', '.join(columns)}." if columns else ""
+
+
+def _started_from(training: dict[str, Any]) -> str:
+    """A line for each training that the initial features had been through, the latest first."""
+    lines = ""
+    while before := training.get("init_training"):
+        lines += (
+            f"- Started from the features of an earlier training ({before['program']}): "
+            f"{before['pictures']['train']:,} pictures, {before['epochs']} epochs, data `{before['data_sha256'][:16]}`"
+            f"{_beside(before)}\n"
+        )
+        training = before
+    return lines
 
 
 def _measured_on(pictures: HeldOut) -> str:

@@ -95,6 +95,12 @@ if TYPE_CHECKING:
     help="Learn the groups of this column of --labels, by class, alike: those that are got wrong more count more.",
 )
 @click.option(
+    "--auxiliary",
+    multiple=True,
+    metavar="COLUMN",
+    help="Learn this column of --labels beside the classes, which makes better features; may be given several times.",
+)
+@click.option(
     "--target-precision",
     default=0.98,
     show_default=True,
@@ -128,8 +134,8 @@ if TYPE_CHECKING:
 def train(
     data: Path, out: Path | None, init: str, image_size: int, adapt_epochs: int, fine_epochs: int,
     batch_size: int, lr_adapt: float, lr_fine: float, group_by: str | None, labels_file: Path | None,
-    folds: int | None, allow_leaks: bool, balance: str | None, target_precision: float, pictures: str,
-    attributions: tuple[str, ...], seed: int, device: str, resume: bool,
+    folds: int | None, allow_leaks: bool, balance: str | None, auxiliary: tuple[str, ...], target_precision: float,
+    pictures: str, attributions: tuple[str, ...], seed: int, device: str, resume: bool,
 ) -> None:  # fmt: skip
     """Fine-tune MobileNetV2 on the labelled photos in DATA.
 
@@ -168,6 +174,7 @@ def train(
         labels_file=labels_file,
         allow_leaks=allow_leaks,
         balance=balance,
+        auxiliary=auxiliary,
         target_precision=target_precision,
         pictures=pictures,
         attributions=attributions,

@@ -23,7 +23,7 @@ from gender_batch.outputs.publish import published
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.loading import Squares, batches
-from gender_batch.training.network import Network
+from gender_batch.training.network import EMBEDDING, Network
 
 WARM_UP = 0.1
 """Share of the fine-tuning steps over which the rate rises from zero."""
@@ -66,6 +66,9 @@ class Recipe:
     tilt: float = 3.0
     """Where pictures have groups: how much more a group of larger loss counts within its class, as
     exp(tilt * loss in nats), after the tilted loss of Li et al. 2021, section 2; 0: all count alike."""
+    auxiliary: float = 0.3
+    """Weight of what is learnt beside the classes, where something is: the mean loss of the other columns counts this
+    much (Caruana 1997)."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     patience: int = 6
     seed: int = 0
@@ -148,6 +151,7 @@ class State:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     average: dict[str, Tensor] = field(default_factory=dict)
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)
     group_weights: list[float] = field(default_factory=list)
     optimizer: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
@@ -167,11 +171,12 @@ class State:
 @dataclass(frozen=True)
 class Labelled:
     """Pictures, their class indices (N,), int64, and optionally the indices (N,) of groups to be learnt alike, each
-    of one class."""
+    of one class, and those of what else is to be learnt of them, (N, columns), -1 where it is not known."""
 
     squares: Squares
     truth: Tensor
     groups: Tensor | None = None
+    others: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,7 @@ class _Training:
     """What stays the same over both phases."""
 
     network: Network
+    auxiliary: _Auxiliary
     train: Labelled
     val: Labelled
     recipe: Recipe
@@ -203,25 +209,29 @@ def fit(
     there is one. The order of what follows is important.
     """
     state = State.load(state_file) if state_file.exists() else State()
-    training = _Training(network.to(machine.device), train, val, recipe, machine, state, state_file, watcher)
+    network.to(machine.device)
+    auxiliary = _Auxiliary(train.others, machine.device)
+    training = _Training(network, auxiliary, train, val, recipe, machine, state, state_file, watcher)
     # Vanishing gradients become denormal numbers, on which a CPU is many times slower.
     torch.set_flush_denormal(True)
 
     # 1. Adaptation: only the head learns. The features keep their weights and their batch-norm statistics.
     if state.phase == Phase.ADAPTATION:
         network.features.requires_grad_(False)
-        head = [{"params": list(network.head.parameters()), "lr": recipe.lr_adapt}]
+        heads = [*network.head.parameters(), *auxiliary.parameters()]
+        head = [{"params": heads, "lr": recipe.lr_adapt}]
         _run_phase(training, head, recipe.adapt_epochs)
         # 2. Fine-tuning starts from the best head, not from the last.
         if state.best_weights:
             network.load_state_dict(state.best_weights)
         state.phase, state.epoch, state.stale_epochs = Phase.FINE_TUNING.value, 0, 0
-        state.weights, state.average, state.optimizer, state.scaler = _copy(network), {}, {}, {}
+        state.weights, state.auxiliary = _copy(network), _copy(auxiliary)
+        state.average, state.optimizer, state.scaler = {}, {}, {}
         state.save(state_file)
 
     # 3. Fine-tuning: all weights learn at a small rate, warmed up and then decayed along a cosine.
     network.features.requires_grad_(True)
-    _run_phase(training, _fine_tuned(network, recipe), recipe.fine_epochs)
+    _run_phase(training, _fine_tuned(network, auxiliary, recipe), recipe.fine_epochs)
 
     # 4. The best epoch of both phases is the result.
     if state.best_weights:
@@ -232,7 +242,7 @@ def fit(
 
 def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: int) -> None:
     """Epochs of the state's phase, from the state's epoch on, with early stopping."""
-    network, recipe, machine = training.network, training.recipe, training.machine
+    network, auxiliary, recipe, machine = training.network, training.auxiliary, training.recipe, training.machine
     state, watcher = training.state, training.watcher
     steps = max(1, len(training.train.truth) // recipe.batch_size)
     optimizer = torch.optim.AdamW(parameters, weight_decay=recipe.weight_decay)
@@ -241,6 +251,7 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == torch.float16)
     if state.weights:
         network.load_state_dict(state.weights)
+        auxiliary.load_state_dict(state.auxiliary)
     decay = 1 - 1 / (1 + AVERAGED_EPOCHS * steps)
     moving = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     average = AveragedModel(network, multi_avg_fn=moving, use_buffers=True)
@@ -250,6 +261,8 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
         scaler.load_state_dict(state.scaler)
     judged = cast(Network, average.module) if recipe.average else network
     mix = _mixing(recipe, network.classes)
+    if mix is not None and auxiliary.heads:
+        raise ValueError("mixed pictures have mixed classes only: nothing else can be learnt beside them")
     weights = _class_weights(training.train.truth, network.classes).to(machine.device) if recipe.class_weights else None
     # Without groups each class is one, and no weight ever differs from 1.
     groups = training.train.truth if training.train.groups is None else training.train.groups
@@ -282,11 +295,15 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
                 mixed, targets = mix(pictures.permute(0, 3, 1, 2), labels)
                 pictures = mixed.permute(0, 2, 3, 1)
             with machine.autocast():
-                logits = network(pictures)
+                embedding = network.embedding(pictures)
+                logits = network.head(embedding)
+                others = auxiliary(embedding)
             losses = functional.cross_entropy(
                 logits.float(), targets, weights, reduction="none", label_smoothing=recipe.label_smoothing
             )
             loss = (losses * group_losses.weights_of(indices)).mean()
+            if others:
+                loss = loss + recipe.auxiliary * auxiliary.loss(others, indices)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             scaler.step(optimizer)
@@ -325,11 +342,38 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
         state.stale_epochs = 0 if best else state.stale_epochs + 1
         state.epoch += 1
         state.history.append(epoch)
-        state.weights, state.average = _copy(network), average.state_dict()
+        state.weights, state.auxiliary, state.average = _copy(network), _copy(auxiliary), average.state_dict()
         state.group_weights = group_losses.tilted(recipe.tilt)
         state.optimizer, state.scaler = optimizer.state_dict(), scaler.state_dict()
         state.save(training.state_file)
         watcher.epoch(epoch, best)
+
+
+class _Auxiliary(nn.Module):
+    """Heads that learn other columns beside the classes: features that tell age, say, tell people apart better.
+
+    They see the same embedding as the head, and are not kept: `others` are class indices (N, columns), -1 unknown.
+    """
+
+    def __init__(self, others: Tensor | None, device: torch.device) -> None:
+        super().__init__()
+        self.others = torch.zeros(0, 0) if others is None else others
+        counts = [int(column.max()) + 1 for column in self.others.unbind(1)]
+        self.heads = nn.ModuleList(nn.Sequential(nn.Dropout(0.2), nn.Linear(EMBEDDING, count)) for count in counts)
+        self.to(device)
+
+    def forward(self, embedding: Tensor) -> list[Tensor]:
+        """Logits (N, values) for each column."""
+        return [head(embedding) for head in self.heads]
+
+    def loss(self, logits: Sequence[Tensor], indices: Tensor) -> Tensor:
+        """Mean cross-entropy in nats over the columns, of the pictures `indices` (N,)."""
+        truth = self.others[indices].to(logits[0].device, non_blocking=True)
+        losses = [
+            functional.cross_entropy(scores.float(), column, ignore_index=-1, reduction="sum")
+            for scores, column in zip(logits, truth.unbind(1), strict=True)
+        ]
+        return torch.stack(losses).sum() / truth.numel()
 
 
 class _GroupLosses:
@@ -424,10 +468,10 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     return float(log_temperature.detach().exp().clamp(0.05, 20.0))
 
 
-def _fine_tuned(network: Network, recipe: Recipe) -> list[dict[str, Any]]:
+def _fine_tuned(network: Network, auxiliary: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """All parameters, with the rate of their depth; weight decay for matrices and kernels, none for biases and
     batch norms, as is usual."""
-    blocks = [*network.features.children(), network.head]
+    blocks = [*network.features.children(), nn.ModuleList([network.head, auxiliary])]
     groups = []
     for depth, block in enumerate(reversed(blocks)):
         rate = recipe.lr_fine * recipe.layer_decay**depth
@@ -451,5 +495,5 @@ def _class_weights(truth: Tensor, classes: int) -> Tensor:
     return len(truth) / (classes * torch.bincount(truth, minlength=classes).clamp(min=1).float())
 
 
-def _copy(network: Network) -> dict[str, Tensor]:
+def _copy(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}

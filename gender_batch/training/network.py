@@ -44,6 +44,10 @@ class _StridedDepthwise(nn.Conv2d):
         return everywhere[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
 
 
+EMBEDDING = 1280
+"""Numbers that the head sees of a picture."""
+
+
 class Network(nn.Module):
     """MobileNetV2 (Sandler et al. 2018, width 1.0) on pictures as they come: normalisation is its first step.
 
@@ -64,10 +68,15 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.embedding(pictures))
+        return logits
+
+    def embedding(self, pictures: Tensor) -> Tensor:
+        """What the head sees of the pictures: (N, 1280), the features averaged over the picture."""
         # The permuted view of NHWC pixels is what torch calls channels_last: no copy is made.
         pixels = pictures.permute(0, 3, 1, 2).to(self.mean.dtype) / 255.0
-        logits: Tensor = self.backbone((pixels - self.mean) / self.std)
-        return logits
+        features: Tensor = self.features((pixels - self.mean) / self.std)
+        return nn.functional.adaptive_avg_pool2d(features, 1).flatten(1)
 
     @property
     def features(self) -> nn.Module:
@@ -81,21 +90,31 @@ class Network(nn.Module):
         return head
 
 
-def load_initial_weights(network: Network, init: str) -> tuple[str, ...]:
-    """Fill the features; the head keeps its random start. Returns the credits that whatever comes of them must carry.
+@dataclass(frozen=True)
+class Origin:
+    """Where initial weights come from: the credits that whatever comes of them must carry, and how they were trained,
+    where they are a checkpoint's."""
+
+    attributions: tuple[str, ...] = ()
+    training: dict[str, Any] | None = None
+
+
+def load_initial_weights(network: Network, init: str) -> Origin:
+    """Fill the features; the head keeps its random start.
 
     `init` is "embedded" for the features of the program's own model, which know faces; "imagenet" for those that
     torchvision downloads; or the path of a checkpoint or of a MobileNetV2 state dict. Raises WeightsError.
     """
     state: dict[str, Tensor]
-    attributions: tuple[str, ...] = ()
+    origin = Origin()
     if init == "imagenet":
-        state, attributions = _downloaded(), (DOWNLOADED_ATTRIBUTION,)
+        state, origin = _downloaded(), Origin((DOWNLOADED_ATTRIBUTION,))
     else:
         path = EMBEDDED_WEIGHTS if init == "embedded" else Path(init)
         state = _state_dict(path)
         if path.suffix == ".safetensors":
-            attributions = tuple(_description(path).get("attributions", ()))
+            description = _description(path)
+            origin = Origin(tuple(description.get("attributions", ())), description.get("training"))
     features = {
         name.removeprefix("backbone."): tensor
         for name, tensor in state.items()
@@ -107,7 +126,7 @@ def load_initial_weights(network: Network, init: str) -> tuple[str, ...]:
             f"{init}: not a state dict of torchvision's mobilenet_v2 (width 1.0): "
             f"{len(missing)} tensors missing, {len(unexpected)} unknown"
         )
-    return attributions
+    return origin
 
 
 def _load(module: nn.Module, state: dict[str, Tensor], path: str) -> tuple[list[str], list[str]]:

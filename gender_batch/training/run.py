@@ -67,6 +67,8 @@ class Order:
     labels_file: Path | None = None
     allow_leaks: bool = False
     balance: str | None = None
+    auxiliary: tuple[str, ...] = ()
+    """Columns of the labels file that are learnt beside the classes."""
     target_precision: float = 0.98
     pictures: str = "photo"
     attributions: tuple[str, ...] = ()
@@ -79,6 +81,7 @@ class Order:
             "labels_file": str(self.labels_file.resolve()) if self.labels_file else None,
             "allow_leaks": self.allow_leaks,
             "balance": self.balance,
+            "auxiliary_columns": list(self.auxiliary),
             "target_precision": self.target_precision,
             "pictures": self.pictures,
             "attributions": list(self.attributions),
@@ -174,10 +177,25 @@ def cross_validate(
 
 def groups_of(data: Dataset, column: str) -> Tensor:
     """Indices (N,) of the groups of an attribute by class, of the training pictures. Raises DatasetError."""
-    if not any(column in sample.attributes for sample in data.train):
-        raise DatasetError(f"{data.root}: nothing is known of its pictures as {column!r}; name a column of --labels")
+    _check_known(data, column)
     keys = [f"{sample.label} {sample.attributes.get(column, '')}" for sample in data.train]
     return torch.from_numpy(np.unique(np.array(keys), return_inverse=True)[1])
+
+
+def others_of(data: Dataset, names: Sequence[str]) -> Tensor:
+    """Indices (N, columns) of the values of attributes of the training pictures, -1 unknown. Raises DatasetError."""
+    columns = []
+    for name in names:
+        _check_known(data, name)
+        found = [sample.attributes.get(name, "") for sample in data.train]
+        index = {value: number for number, value in enumerate(sorted(set(found) - {""}))}
+        columns.append(torch.tensor([index.get(value, -1) for value in found]))
+    return torch.stack(columns, 1)
+
+
+def _check_known(data: Dataset, column: str) -> None:
+    if not any(sample.attributes.get(column) for sample in data.train):
+        raise DatasetError(f"{data.root}: nothing is known of its pictures as {column!r}; name a column of --labels")
 
 
 def _load(order: Order, watcher: Watcher, reading: Callable[[int], None]) -> Dataset:
@@ -207,9 +225,10 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
     )
     torch.manual_seed(recipe.seed)
     network = Network(len(data.labels))
-    credits = load_initial_weights(network, order.init)
+    origin = load_initial_weights(network, order.init)
 
     groups = groups_of(data, order.balance) if order.balance else None
+    others = others_of(data, order.auxiliary) if order.auxiliary else None
     held_out = {split: samples for split, samples in (("val", data.val), ("test", data.test)) if samples}
     split = "test" if data.test else "val"
 
@@ -222,7 +241,7 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
         sources = squares(scaled, recipe.source)
         history = fit(
             network,
-            Labelled(squares(data.train, recipe.source), torch.from_numpy(_truth(data.train)), groups),
+            Labelled(squares(data.train, recipe.source), torch.from_numpy(_truth(data.train)), groups, others),
             Labelled(pictures["val"], torch.from_numpy(_truth(data.val))),
             recipe,
             machine,
@@ -256,10 +275,12 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
     training = {
         "program": f"gender-batch {__version__}",
         "init": order.init if order.init in ("embedded", "imagenet") else Path(order.init).name,
+        "init_training": origin.training,
         "recipe": asdict(recipe),
         "epochs": len(history),
         "pictures": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         "balance": order.balance,
+        "auxiliary_columns": list(order.auxiliary),
         "groups": order.group_by or (str(order.labels_file.name) if order.labels_file else None),
         "data_sha256": data.digest,
     }
@@ -272,7 +293,7 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
         pictures=order.pictures,
         training=training,
         figures=figures,
-        attributions=tuple(dict.fromkeys((*order.attributions, *credits))),
+        attributions=tuple(dict.fromkeys((*order.attributions, *origin.attributions))),
     ).save(folder / CHECKPOINT)
 
     # The report: nothing below changes what was learnt.

@@ -96,7 +96,12 @@ def test_adaptation_leaves_the_features_alone(labelled: Path, initial_weights: P
 
 
 def test_resumed_equals_uninterrupted(labelled: Path, initial_weights: Path, tmp_path: Path) -> None:
-    arguments = ("train", labelled, "--init", initial_weights, *SHORT, "--out")
+    # What is learnt beside the classes must go on, too.
+    names = [path.relative_to(labelled) for path in sorted(labelled.glob("*/*"))]
+    lines = [f"{name},{'old' if number % 3 else 'young'}" for number, name in enumerate(names)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,age", *lines]) + "\n")
+    extra = ("--labels", tmp_path / "labels.csv", "--auxiliary", "age")
+    arguments = ("train", labelled, "--init", initial_weights, *SHORT, *extra, "--out")
     whole = gender_batch(*arguments, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     with subprocess.Popen([COMMAND, *arguments, tmp_path / "cut"], stderr=subprocess.PIPE) as process:

@@ -32,6 +32,14 @@ METADATA = Metadata(
         "pictures": {"train": 5000, "val": 6, "test": 8},
         "groups": None,
         "data_sha256": "abc",
+        "auxiliary_columns": ["age"],
+        "init_training": {
+            "program": "earlier",
+            "epochs": 17,
+            "pictures": {"train": 4000, "val": 6, "test": 8},
+            "data_sha256": "def",
+            "init_training": None,
+        },
     },
     figures={"val": None, "test": None},
     attributions=("somebody, CC BY",),
@@ -96,3 +104,8 @@ def test_the_card_tells_on_what() -> None:
     assert "SHA-256 of m.int8.onnx" in card()
     assert "SHA-256 of None" not in card()
     assert "\n\n\n" not in card()
+
+
+def test_the_card_tells_what_came_before() -> None:
+    assert "Learnt beside the classes, for the features' sake: age." in card()
+    assert "Started from the features of an earlier training (earlier): 4,000 pictures, 17 epochs, data `def`" in card()

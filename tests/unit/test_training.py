@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 
 from gender_batch.training import run
 from gender_batch.training.dataset import Dataset, DatasetError, Sample
-from gender_batch.training.fit import Machine, Recipe, _GroupLosses, fit_temperature, schedule
-from gender_batch.training.network import Checkpoint, Network, WeightsError, load_initial_weights
+from gender_batch.training.fit import Machine, Recipe, _Auxiliary, _GroupLosses, fit_temperature, schedule
+from gender_batch.training.network import EMBEDDING, Checkpoint, Network, WeightsError, load_initial_weights
 
 CPU = Machine(torch.device("cpu"), workers=0)
 
@@ -112,11 +112,34 @@ def test_balance_needs_a_column_that_is_known() -> None:
         run.groups_of(data, "race")
 
 
+def test_what_else_is_learnt_is_indexed_and_may_be_unknown() -> None:
+    ages = ({"age": "3-9"}, {}, {"age": "20-29"}, {"age": "3-9"})
+    samples = tuple(Sample(f"{n}.jpg", n % 2, f"{n}", known) for n, known in enumerate(ages))
+    data = Dataset(Path("faces"), ("x", "y"), samples, (), (), (), "")
+    assert run.others_of(data, ["age"]).tolist() == [[1], [-1], [0], [1]]
+    with pytest.raises(DatasetError, match=r"'race'.*--labels"):
+        run.others_of(data, ["age", "race"])
+
+
+def test_the_loss_of_what_else_is_learnt_is_the_mean_over_columns_of_what_is_known() -> None:
+    others = torch.tensor([[0, 2], [-1, 1], [1, -1], [1, 0]])
+    auxiliary = _Auxiliary(others, torch.device("cpu"))
+    undecided = [torch.zeros(2, 2), torch.zeros(2, 3)]
+    indices = torch.tensor([0, 1])  # three of their four values are known
+    assert float(auxiliary.loss(undecided, indices)) == pytest.approx((math.log(2) + 2 * math.log(3)) / 4)
+    certain = [torch.tensor([[50.0, 0], [0, 0]]), torch.tensor([[0, 0, 50.0], [0, 50.0, 0]])]
+    assert float(auxiliary.loss(certain, indices)) == pytest.approx(0, abs=1e-6)
+    assert [tuple(logits.shape) for logits in auxiliary(torch.zeros(5, EMBEDDING))] == [(5, 2), (5, 3)]
+    assert _Auxiliary(None, torch.device("cpu"))(torch.zeros(5, EMBEDDING)) == []
+
+
 def test_the_program_has_features_to_start_from() -> None:
     network = Network(3)
     before = network.state_dict()["backbone.features.0.0.weight"].clone()
-    attributions = load_initial_weights(network, "embedded")
-    assert any("FairFace" in credit for credit in attributions)
+    origin = load_initial_weights(network, "embedded")
+    assert any("FairFace" in credit for credit in origin.attributions)
+    assert origin.training
+    assert origin.training["epochs"] > 0
     state = network.state_dict()
     assert not torch.equal(state["backbone.features.0.0.weight"], before)
     assert all(bool(tensor.isfinite().all()) for tensor in state.values())
