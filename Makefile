@@ -1,5 +1,7 @@
 # demo: install into .venv and score the example pictures. test: the whole suite. lint: ruff and mypy. bench: speed.
 PYTHON ?= python3
+# As many tests at once as there are cores; those of a module one after another, since they share what is costly to make.
+PARALLEL = -n auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-slow test-gpu bench lint clean
 
@@ -8,10 +10,10 @@ demo: .venv/installed
 	@.venv/bin/python examples/show.py preds.csv
 
 test: .venv-test/installed
-	.venv-test/bin/python -m pytest -m "not slow and not gpu"
+	.venv-test/bin/python -m pytest $(PARALLEL) -m "not slow and not gpu"
 
 test-slow: .venv-test/installed
-	.venv-test/bin/python -m pytest -m slow
+	.venv-test/bin/python -m pytest $(PARALLEL) -m slow
 
 test-gpu: .venv-test/installed
 	.venv-test/bin/python -m pytest -m gpu

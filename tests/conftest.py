@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from installed import REPOSITORY
 
+# Tests run side by side, one per core: threads of torch and numpy would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from gender_batch.faces.fetch import GET_IT, DetectorError, find_detector, verified
 from gender_batch.model import cuda
 from gender_batch.prediction import Prediction, Status
 
@@ -142,6 +143,18 @@ def _sha256(path: Path) -> str | None:
         return None
 
 
+def _detector(_: Plan) -> Iterator[Found]:
+    try:
+        place = find_detector()
+        if place is None:
+            yield Level.NOTE, f"none; only --faces needs it: {GET_IT}"
+        else:
+            verified(place)
+            yield Level.OK, f"{place}: it is the right one"
+    except DetectorError as error:
+        yield Level.PROBLEM, str(error)
+
+
 def _folder(plan: Plan) -> Iterator[Found]:
     """Whether output and state can be kept there: some network file systems have neither locks nor shared memory."""
     from gender_batch.scoring.state import LEAST_FREE, State, StateError
@@ -264,6 +277,7 @@ CHECKS: dict[str, Callable[[Plan], Iterator[Found]]] = {
     "onnxruntime": _runtime,
     "device": _device,
     "models": _models,
+    "face detector": _detector,
     "folder": _folder,
     "open files": _open_files,
     "memory": _memory,

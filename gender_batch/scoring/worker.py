@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import signal
+import sys
 import time
 import warnings
 from collections import deque
@@ -166,6 +167,7 @@ def work(connection: Connection, factory: StepFactory, position: Any, started: A
     try:
         step = factory()
         _limit_memory()
+        _quieten_libraries()
         connection.send(None)  # ready
         ahead = ReadAhead()
         announced: deque[list[tuple[str, Callable[[], bytes]]]] = deque()
@@ -183,6 +185,16 @@ def work(connection: Connection, factory: StepFactory, position: Any, started: A
             connection.send(outcomes)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has finished
+
+
+def _quieten_libraries() -> None:
+    """What decoders in C print goes nowhere: libtiff has a line for every odd tag of a hostile file, and standard error
+    belongs to the run's log. Python's own tracebacks still get there."""
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _announce(paths: Sequence[str], ahead: ReadAhead) -> list[tuple[str, Callable[[], bytes]]]:

@@ -345,8 +345,12 @@ def test_rows_for_other_eyes(tmp_path: Path) -> None:
 
 def test_a_log_for_collectors_is_json_to_the_last_line(faces: list[Path], tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
-    for source, last in ((faces[0], "done"), (tmp_path / "none", "error")):
-        result = gender_batch("classify", source, "--out", tmp_path / "rows.csv", "--log-format", "json")
+    Image.effect_noise((64, 64), 50).convert("1").save(tmp_path / "odd.tif", compression="group4")
+    damaged = bytearray((tmp_path / "odd.tif").read_bytes())
+    damaged[40:200] = bytes(byte ^ 0x5A for byte in damaged[40:200])
+    (tmp_path / "odd.tif").write_bytes(damaged)  # of which libtiff has a lot to tell
+    for sources, last in (([faces[0], tmp_path / "odd.tif"], "done"), ([tmp_path / "none"], "error")):
+        result = gender_batch("classify", *sources, "--out", tmp_path / "rows.csv", "--log-format", "json")
         events = [json.loads(line) for line in result.stderr.splitlines()]
         assert events[-1]["event"] == last
         assert all({"time", "event"} < event.keys() for event in events)
