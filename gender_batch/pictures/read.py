@@ -225,6 +225,8 @@ def _flatten(image: Image.Image) -> Image.Image:
         return image.copy() if image.readonly else image
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _greyscale(image).convert("RGB")
+    if image.mode == "La":  # grey that is multiplied by its alpha already: Pillow converts it to nothing but LA
+        image = image.convert("LA")
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

@@ -391,6 +391,16 @@ def test_grey_with_alpha_is_composed_on_white() -> None:
     assert pixels(decode_picture(encoded(image, "PNG")))[0, :, 0].tolist() == [10, 255, 204]
 
 
+def test_grey_multiplied_by_its_alpha_is_composed_on_white() -> None:
+    """Pillow's mode La: a TIFF whose tag 338, ExtraSamples, is 1, not 2 (TIFF 6.0, section 18)."""
+    plain = encoded(Image.new("LA", (4, 4), (60, 128)), "TIFF")
+    tag = b"\x52\x01\x03\x00\x01\x00\x00\x00"
+    multiplied = plain.replace(tag + b"\x02", tag + b"\x01")
+    assert multiplied != plain
+    grey = round(60 + 255 * (1 - 128 / 255))
+    assert abs(pixels(decode_picture(multiplied)).astype(int) - grey).max() <= 1
+
+
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
 def test_a_transparent_palette_entry_is_composed_on_white(kind: str) -> None:
     image = Image.new("P", (2, 1))
