@@ -33,7 +33,7 @@ from benchmarks.photos import Kind, kinds, make_set, unpacked_faces
 from gender_batch import __version__
 from gender_batch.model.session import DEFAULT_FOLDER, DEFAULT_NAME, default_model
 from gender_batch.outputs.record import versions
-from gender_batch.scoring.run import usable_cores
+from gender_batch.scoring.cores import usable_cores
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("GENDER_BATCH_SHARED", ROOT.parent / "shared"))

@@ -12,7 +12,7 @@ import numpy as np
 
 from gender_batch.model.metadata import Metadata
 from gender_batch.model.session import Model
-from gender_batch.scoring.run import usable_cores
+from gender_batch.scoring.cores import usable_cores
 
 
 def _decode(model: Path, paths: Sequence[str], pipe: Connection) -> None:

@@ -18,8 +18,9 @@ from gender_batch.cli.options import device_option, duration, face_options, mode
 
 if TYPE_CHECKING:
     from gender_batch.cli.log import Log
+    from gender_batch.cli.recording import Run
     from gender_batch.pictures.find import Walk
-    from gender_batch.scoring.run import Scorer, Summary
+    from gender_batch.scoring.run import Scorer
 
 STANDARD = "-"
 """Standard input as a PATH, standard output as --out."""
@@ -215,7 +216,7 @@ def classify(
         if known and not state:
             remove_state(known)
 
-        _tell_summary(log, run.summary, scorer, run.so_far)
+        _tell_summary(log, run, scorer)
         _tell_skipped(log, walk)
         if run.summary.failed > max_error_rate * run.summary.pictures or walk.unreadable_folders:
             sys.exit(Exit.FAILED_PICTURES)
@@ -226,7 +227,7 @@ def _errors_told(log: Log, target: Path | None) -> Iterator[None]:
     """What ends a run becomes one line and the exit code."""
     from gender_batch.faces.fetch import DetectorError
     from gender_batch.model.metadata import ModelError
-    from gender_batch.model.session import NoGpuError
+    from gender_batch.model.session import NoGpuError, OutOfGpuMemoryError
     from gender_batch.outputs.privacy import KeyFileError
     from gender_batch.outputs.publish import LockedError
     from gender_batch.scoring.pool import PoolError
@@ -238,7 +239,7 @@ def _errors_told(log: Log, target: Path | None) -> Iterator[None]:
         fail(str(error), Exit.LOCKED, log.error)
     except NoGpuError as error:
         fail(str(error), Exit.NO_GPU, log.error)
-    except (ModelError, DetectorError, PoolError, StateError, KeyFileError) as error:
+    except (ModelError, OutOfGpuMemoryError, DetectorError, PoolError, StateError, KeyFileError) as error:
         fail(f"{error}. Nothing is published", Exit.FATAL, log.error)
     except BrokenPipeError:
         # Who read standard output has had enough. Python would complain once more when it flushes at exit.
@@ -279,7 +280,9 @@ def _listed(separator: bytes) -> Iterator[str]:
         yield os.fsdecode(rest)
 
 
-def _tell_summary(log: Log, summary: Summary, scorer: Scorer, seconds: float) -> None:
+def _tell_summary(log: Log, run: Run, scorer: Scorer) -> None:
+    summary, seconds, shares = run.summary, run.so_far, run.shares()
+
     def counts(items: Iterable[tuple[str, int]]) -> str:
         return ", ".join(f"{name} {count:,}" for name, count in items)
 
@@ -292,7 +295,20 @@ def _tell_summary(log: Log, summary: Summary, scorer: Scorer, seconds: float) ->
         f"status:   {counts(statuses.items())}",
         f"labels:   {counts(labels.items()) or 'none'}",
     ]
-    facts = {"pictures": summary.pictures, "known": known, "statuses": statuses, "labels": labels}
+    if shares:
+        bottleneck = max(shares, key=lambda stage: shares[stage])
+        told = ", ".join(f"{stage} {share:.0%}" for stage, share in shares.items())
+        lines.append(f"time:     {told}; what takes longest is to {bottleneck}")
+    if scorer.batch < scorer.batch_wanted:
+        lines.append(f"batch:    {scorer.batch} pictures: the GPU has no memory for {scorer.batch_wanted}")
+    facts = {
+        "pictures": summary.pictures,
+        "known": known,
+        "shares": shares,
+        "batch": scorer.batch,
+        "statuses": statuses,
+        "labels": labels,
+    }
     log.say("done", "\n".join(lines), **facts, seconds=round(seconds, 3))
 
 

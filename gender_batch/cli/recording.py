@@ -38,6 +38,24 @@ class Run:
         """Seconds since it began."""
         return time.monotonic() - self.began
 
+    def shares(self) -> dict[str, float]:
+        """Of each stage the share of the run's time, 0..1, for which those who do it were busy with it.
+
+        On a GPU inference goes on while workers read, so that the sum may be more than 1.
+        """
+        scorer, whole = self.scorer, self.so_far
+        if not scorer or not scorer.pictures:
+            return {}
+        seconds = {
+            "read": scorer.reading / scorer.workers,
+            "decode": scorer.decoding / scorer.workers,
+            **({"find faces": scorer.finding / scorer.workers} if scorer.search else {}),
+            "infer": scorer.inference / (1 if scorer.device.name == "cuda" else scorer.workers),
+        }
+        if "scoring" in self.seconds:  # otherwise rows are written while others are scored
+            seconds["write"] = self.seconds["writing"]
+        return {stage: round(busy / whole, 4) for stage, busy in seconds.items()}
+
     def record(self, exit_code: int) -> RunRecord:
         summary, scorer = self.summary, self.scorer
         answered = summary.statuses[Status.OK]

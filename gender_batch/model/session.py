@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,10 @@ _ERRORS_ONLY, _NOTHING = 3, 4
 
 class NoGpuError(Exception):
     """CUDA was required and the session did not get it. The message says what is missing."""
+
+
+class OutOfGpuMemoryError(Exception):
+    """A batch does not fit into the GPU's memory."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +84,58 @@ class Model:
         output: NDArray[np.float32] = self._session.run(None, {self._input: pictures})[0]
         return output
 
+    def bound(self, batch: int) -> BoundModel:
+        """The model for batches of that size alone, with input and output in the device's memory."""
+        return BoundModel(self._session, self.device.name, batch, self.metadata)
+
     def digest(self) -> str:
         """SHA-256 of the file."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class BoundModel:
+    """A session with its input and output bound (ONNX Runtime's I/O binding): nothing is allocated for a batch, and
+    one copy takes the pixels to the device, one the probabilities back. For one thread at a time.
+    """
+
+    def __init__(self, session: Any, device: str, batch: int, metadata: Metadata) -> None:
+        size = metadata.preprocessing.size
+        self._session, self._binding = session, session.io_binding()
+        self._shape = (batch, size, size, 3)
+        (pictures,), (probabilities,) = session.get_inputs(), session.get_outputs()
+        with _out_of_memory_told(batch):
+            self._pictures = ort.OrtValue.ortvalue_from_shape_and_type(self._shape, np.uint8, device, 0)
+            self._probabilities = ort.OrtValue.ortvalue_from_shape_and_type(
+                (batch, len(metadata.labels)), np.float32, device, 0
+            )
+        self._binding.bind_ortvalue_input(pictures.name, self._pictures)
+        self._binding.bind_ortvalue_output(probabilities.name, self._probabilities)
+
+    def __call__(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities (N, classes) of uint8 pictures (N, size, size, 3), N at most the batch; fewer are padded with
+        black ones. Raises OutOfGpuMemoryError."""
+        count = len(pictures)
+        if count < self._shape[0]:
+            pictures = np.concatenate([pictures, np.zeros((self._shape[0] - count, *self._shape[1:]), np.uint8)])
+        with _out_of_memory_told(self._shape[0]):
+            self._pictures.update_inplace(np.ascontiguousarray(pictures))
+            self._session.run_with_iobinding(self._binding)
+            output: NDArray[np.float32] = self._probabilities.numpy()
+        return output[:count]
+
+
+@contextmanager
+def _out_of_memory_told(batch: int) -> Iterator[None]:
+    """ONNX Runtime has no error of its own for it: its arena says "Failed to allocate memory", CUDA "out of memory"."""
+    try:
+        yield
+    except Exception as error:
+        if any(words in str(error).lower() for words in ("failed to allocate", "out of memory", "alloc_failed")):
+            raise OutOfGpuMemoryError(
+                f"the GPU has not enough memory to infer {batch} pictures at a time; is another program using it?"
+            ) from None
+        raise
 
 
 def _open(path: Path | None, device: str, threads: int | None) -> tuple[Path, Any, Device]:

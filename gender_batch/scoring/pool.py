@@ -9,11 +9,15 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain, islice
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import numpy as np
+
 from gender_batch.prediction import Status
+from gender_batch.scoring.slots import Slots
 from gender_batch.scoring.worker import Outcome, StepFactory, work
 
 CHUNK = 8
@@ -39,12 +43,17 @@ class PoolError(Exception):
     """Workers die or do not start for a reason that is no picture's."""
 
 
-class _Chunk:
-    """Paths that travel together, and the outcomes known so far."""
+SLOT_CHUNKS = 8
+"""Chunks per worker whose pixels are held at the same time, where workers only read: 5 MB each at 160 pixels."""
 
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
+
+class _Chunk:
+    """Paths that travel together, the places of their pixels if these have any, and the outcomes known so far."""
+
+    def __init__(self, paths: list[str], places: list[int]) -> None:
+        self.paths, self.places = paths, places
         self.outcomes: list[Outcome | None] = [None] * len(paths)
+        self.unwanted = False
 
     def missing(self) -> list[int]:
         return [index for index, outcome in enumerate(self.outcomes) if outcome is None]
@@ -53,13 +62,13 @@ class _Chunk:
 class _Worker:
     """One process, its pipe, and the chunks it holds, the one in hand first."""
 
-    def __init__(self, context: Any, factory: StepFactory) -> None:
+    def __init__(self, context: Any, factory: StepFactory, slots: Slots | None) -> None:
         self.position: Any = context.Value("i", -1, lock=False)
         self.started = context.Value("d", 0.0, lock=False)
         self.connection: Connection
         self.connection, theirs = context.Pipe()
         self.process = context.Process(
-            target=work, args=(theirs, factory, self.position, self.started, os.getpid()), daemon=True
+            target=work, args=(theirs, factory, self.position, self.started, os.getpid(), slots), daemon=True
         )
         self.process.start()
         theirs.close()
@@ -71,7 +80,8 @@ class _Worker:
         missing = chunk.missing()
         self.chunks.append((chunk, missing))
         with suppress(OSError):  # a worker that has just died is noticed by its sentinel
-            self.connection.send([chunk.paths[index] for index in missing])
+            places = [chunk.places[index] for index in missing] if chunk.places else []
+            self.connection.send(([chunk.paths[index] for index in missing], places))
 
     def in_hand(self) -> tuple[_Chunk, int] | None:
         """The chunk, and the index in it, of the picture that the worker is at; None between pictures."""
@@ -96,13 +106,17 @@ class _Worker:
 
 
 class WorkerPool:
-    """`outcomes` runs a step over paths in `count` processes. A context manager; leaves no process behind."""
+    """`outcomes` runs a step over paths in `count` processes. A context manager; leaves no process behind.
 
-    def __init__(self, factory: StepFactory, count: int, picture_timeout: float) -> None:
+    A step that gives pixels, squares of `side` pixels, has them sent through shared memory.
+    """
+
+    def __init__(self, factory: StepFactory, count: int, picture_timeout: float, side: int | None = None) -> None:
         self.factory, self.count, self.picture_timeout = factory, count, picture_timeout
         # Not "fork": this process may hold threads and a session. Not "forkserver": a worker would be the server's
         # child, and the kernel could not tie its life to ours.
         self._context = multiprocessing.get_context("spawn")
+        self._slots = Slots(self._context, SLOT_CHUNKS * CHUNK * count, side) if side else None
         self._workers: list[_Worker] = []
         self._deaths_without_culprit = 0
 
@@ -120,6 +134,7 @@ class WorkerPool:
     def outcomes(self, paths: Iterable[str]) -> Iterator[tuple[str, Outcome]]:
         """(path, outcome) in the order of `paths`, which are drawn only a bounded number ahead.
 
+        Pixels in shared memory are there until the next outcome is drawn.
         No process is started before the first path is there. Raises PoolError.
         """
         source = iter(paths)
@@ -128,34 +143,56 @@ class WorkerPool:
             return
         source = chain([first], source)
         while len(self._workers) < self.count:
-            self._workers.append(_Worker(self._context, self.factory))
+            self._workers.append(_Worker(self._context, self.factory, self._slots))
         again: deque[_Chunk] = deque()  # chunks of workers that died
         in_order: deque[_Chunk] = deque()
-        exhausted = False
-        while True:
-            while in_order and not in_order[0].missing():
-                chunk = in_order.popleft()
-                for path, outcome in zip(chunk.paths, chunk.outcomes, strict=True):
-                    assert outcome is not None  # noqa: S101 - for mypy; `missing` is empty
-                    yield path, outcome
-            # One round gives every worker its first chunk, the next its second: a short list is spread.
-            for level in range(QUEUED):
-                for worker in self._workers:
-                    if len(worker.chunks) > level:
-                        continue
-                    if again:
-                        worker.give(again.popleft())
-                    elif not exhausted and len(in_order) < LOOK_AHEAD * self.count:
-                        chunk = _Chunk(list(islice(source, CHUNK)))
-                        exhausted = not chunk.paths
-                        if chunk.paths:
-                            in_order.append(chunk)
-                            worker.give(chunk)
-            if exhausted and not in_order:
-                return
-            if not in_order[0].missing():
-                continue
-            self._listen(again)
+        try:
+            exhausted = False
+            while not exhausted or in_order:
+                while in_order and not in_order[0].missing():
+                    yield from self._done(in_order.popleft())
+                # One round gives every worker its first chunk, the next its second: a short list is spread.
+                for level in range(QUEUED):
+                    for worker in self._workers:
+                        if len(worker.chunks) > level:
+                            continue
+                        if again:
+                            worker.give(again.popleft())
+                        elif not exhausted and len(in_order) < LOOK_AHEAD * self.count and self._has_places():
+                            paths_now = list(islice(source, CHUNK))
+                            exhausted = not paths_now
+                            if paths_now:
+                                in_order.append(_Chunk(paths_now, self._slots.lend(CHUNK) if self._slots else []))
+                                worker.give(in_order[-1])
+                if (in_order and in_order[0].missing()) or (not in_order and not exhausted):
+                    self._listen(again)
+        finally:
+            for chunk in in_order:
+                chunk.unwanted = True  # whoever asked has had enough; its worker may still be writing
+                if not chunk.missing() or chunk in again:
+                    self._take_back(chunk)
+
+    def _has_places(self) -> bool:
+        return self._slots is None or self._slots.free >= CHUNK
+
+    def _done(self, chunk: _Chunk) -> Iterator[tuple[str, Outcome]]:
+        """The outcomes of a chunk; its places are free then."""
+        squares = self._slots.squares() if self._slots else None
+        try:
+            for index, (path, outcome) in enumerate(zip(chunk.paths, chunk.outcomes, strict=True)):
+                assert outcome is not None  # noqa: S101 - for mypy; `missing` is empty
+                if squares is not None and outcome.result is not None:
+                    place = chunk.places[index]
+                    first = squares[place : place + 1]
+                    others = outcome.result
+                    outcome = replace(outcome, result=np.concatenate([first, others]) if len(others) else first)
+                yield path, outcome
+        finally:
+            self._take_back(chunk)
+
+    def _take_back(self, chunk: _Chunk) -> None:
+        if self._slots:
+            self._slots.take_back(chunk.places)
 
     def _listen(self, again: deque[_Chunk]) -> None:
         """Take what the workers have sent; replace those that died or hang."""
@@ -175,9 +212,13 @@ class WorkerPool:
                 worker.process.join()
                 in_hand = worker.in_hand()
             self._blame(worker, in_hand, Status.TIMEOUT if alive else Status.CRASHED)
-            again.extend(chunk for chunk, _ in worker.chunks if chunk.missing())
+            for chunk, _ in worker.chunks:
+                if chunk.unwanted:
+                    self._take_back(chunk)
+                elif chunk.missing():
+                    again.append(chunk)
             worker.connection.close()
-            self._workers[number] = _Worker(self._context, self.factory)
+            self._workers[number] = _Worker(self._context, self.factory, self._slots)
 
     def _receive(self, worker: _Worker) -> bool:
         """All complete messages of the worker; False if it is dead."""
@@ -192,6 +233,8 @@ class WorkerPool:
                 chunk, sent = worker.chunks.popleft()
                 for index, outcome in zip(sent, outcomes, strict=True):
                     chunk.outcomes[index] = outcome
+                if chunk.unwanted:
+                    self._take_back(chunk)
         except (EOFError, OSError):
             dead = True
         return not dead

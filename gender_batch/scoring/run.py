@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
 
 from gender_batch.faces.fetch import GET_IT, SHA256, DetectorError, find_detector, verified
 from gender_batch.faces.look import LOOKING, FaceSearch
@@ -17,11 +13,10 @@ from gender_batch.model.metadata import Metadata
 from gender_batch.model.session import Device, Model
 from gender_batch.pictures.preprocessing import READING
 from gender_batch.prediction import PROBABILITY_DIGITS, UNCERTAIN, Person, Prediction, Reason, Status, decide
+from gender_batch.scoring.batches import GPU_BATCH, BatchInference
+from gender_batch.scoring.cores import usable_cores
 from gender_batch.scoring.pool import WorkerPool
 from gender_batch.scoring.worker import Outcome, Read, ReadAndInfer
-
-GPU_BATCH = 64
-"""Pictures per inference on a GPU. The last batch is padded: one shape, one plan of memory and kernels."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +79,13 @@ class Scorer:
         self._model = Model(options.model, options.device, threads=1)
         self._faces = options.faces
         self.search = _face_search(options.faces, self.metadata.pictures)
-        factory = (
-            Read(self.metadata.preprocessing, self.search)
-            if self.device.name == "cuda"
-            else ReadAndInfer(self.model, self.metadata.preprocessing, self.search)
-        )
+        spec = self.metadata.preprocessing
+        self._batches = BatchInference(self._model) if self.device.name == "cuda" else None
+        factory = Read(spec, self.search) if self._batches else ReadAndInfer(self.model, spec, self.search)
         self.workers = options.workers or usable_cores()
         self.pictures, self.reading, self.decoding, self.finding, self.inference = 0, 0.0, 0.0, 0.0, 0.0
-        self._pool = WorkerPool(factory, self.workers, options.picture_timeout)
+        side = spec.size if self._batches else None
+        self._pool = WorkerPool(factory, self.workers, options.picture_timeout, side)
 
     @property
     def model(self) -> Path:
@@ -107,6 +101,15 @@ class Scorer:
             "the model is one of faces, and there is no face detector: pictures are taken as face crops. "
             f"{GET_IT}; --faces never says that they are face crops"
         )
+
+    @property
+    def batch(self) -> int:
+        """Pictures that are inferred at a time; fewer than `batch_wanted` where a GPU has no memory for these."""
+        return self._batches.size if self._batches else 1
+
+    @property
+    def batch_wanted(self) -> int:
+        return GPU_BATCH if self._batches else 1
 
     @property
     def metadata(self) -> Metadata:
@@ -135,8 +138,8 @@ class Scorer:
     def rows(self, paths: Iterable[str]) -> Iterator[Prediction]:
         """One row per path, in their order."""
         outcomes = self._pool.outcomes(paths)
-        if self.device.name == "cuda":
-            outcomes = infer_in_batches(outcomes, self._model, GPU_BATCH)
+        if self._batches:
+            outcomes = self._batches.answered(outcomes)
         for path, outcome in outcomes:
             self.pictures += 1
             self.reading += outcome.reading
@@ -186,45 +189,3 @@ def _face_search(faces: Faces, pictures: str) -> FaceSearch | None:
         raise DetectorError(f"--faces always: there is no face detector yet; {GET_IT}")
     verified(detector)  # here, and not in every worker first
     return FaceSearch(detector, faces.every, faces.whole)
-
-
-def infer_in_batches(
-    outcomes: Iterable[tuple[str, Outcome]], model: Model, batch_size: int
-) -> Iterator[tuple[str, Outcome]]:
-    """Outcomes with pixels become outcomes with probabilities; failed ones keep their place among them."""
-    size = model.metadata.preprocessing.size
-    batch = np.zeros((batch_size, size, size, 3), np.uint8)
-    held: list[tuple[str, Outcome]] = []
-    filled = 0
-
-    def flush() -> Iterator[tuple[str, Outcome]]:
-        nonlocal filled
-        began = time.perf_counter()
-        probabilities = model.probabilities(batch)[:filled] if filled else batch
-        seconds = (time.perf_counter() - began) / max(filled, 1)
-        start = 0
-        for path, outcome in held:
-            if outcome.result is not None:
-                end = start + len(outcome.result)
-                outcome = replace(outcome, result=probabilities[start:end], inference=seconds * (end - start))
-                start = end
-            yield path, outcome
-        held.clear()
-        filled = 0
-
-    for path, outcome in outcomes:
-        squares = 0 if outcome.result is None else len(outcome.result)
-        if filled + squares > batch_size:
-            yield from flush()
-        held.append((path, outcome))
-        if outcome.result is not None:
-            batch[filled : filled + squares] = outcome.result
-        filled += squares
-        if filled == batch_size or len(held) >= 4 * batch_size:
-            yield from flush()
-    yield from flush()
-
-
-def usable_cores() -> int:
-    """Cores this process may use: affinity respected."""
-    return len(os.sched_getaffinity(0))

@@ -12,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from gender_batch.pictures.ahead import ReadAhead
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
 from gender_batch.prediction import Box, Status
+from gender_batch.scoring.slots import Slots
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -150,9 +152,16 @@ class ReadAndInfer:
         return step
 
 
-def work(connection: Connection, factory: StepFactory, position: Any, started: Any, parent: int) -> None:
+_Announced = list[tuple[str, int | None, Callable[[], bytes]]]
+"""Paths, their places in the slots (None without slots), and what gives the content of their files."""
+
+
+def work(
+    connection: Connection, factory: StepFactory, position: Any, started: Any, parent: int, slots: Slots | None
+) -> None:
     """Answer lists of paths with lists of outcomes until the connection closes or the process `parent` dies.
 
+    With `slots` a list of paths comes with a place for each, in which the first square of pixels goes back.
     `position` and `started` are shared with the parent: the index of the picture in hand (-1 for none) and the
     monotonic time at which it was taken up. They tell the parent whom to blame when this process dies or hangs.
     """
@@ -170,17 +179,22 @@ def work(connection: Connection, factory: StepFactory, position: Any, started: A
         _quieten_libraries()
         connection.send(None)  # ready
         ahead = ReadAhead()
-        announced: deque[list[tuple[str, Callable[[], bytes]]]] = deque()
+        announced: deque[_Announced] = deque()
+        squares = slots.squares() if slots else None
         while True:
             if not announced:
-                announced.append(_announce(connection.recv(), ahead))
+                announced.append(_announce(ahead, *connection.recv()))
             outcomes = []
-            for index, (path, read) in enumerate(announced.popleft()):
+            for index, (path, place, read) in enumerate(announced.popleft()):
                 while ahead.is_slow and connection.poll():
-                    announced.append(_announce(connection.recv(), ahead))
+                    announced.append(_announce(ahead, *connection.recv()))
                 started.value = time.monotonic()
                 position.value = index
-                outcomes.append(step(path, read))
+                outcome = step(path, read)
+                if squares is not None and outcome.result is not None:
+                    squares[place] = outcome.result[0]
+                    outcome = replace(outcome, result=outcome.result[1:])
+                outcomes.append(outcome)
             position.value = -1
             connection.send(outcomes)
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -197,8 +211,8 @@ def _quieten_libraries() -> None:
     os.close(nowhere)
 
 
-def _announce(paths: Sequence[str], ahead: ReadAhead) -> list[tuple[str, Callable[[], bytes]]]:
-    return [(path, ahead.announce(path)) for path in paths]
+def _announce(ahead: ReadAhead, paths: Sequence[str], places: Sequence[int]) -> _Announced:
+    return [(path, place, ahead.announce(path)) for path, place in zip_longest(paths, places)]
 
 
 def _limit_memory() -> None:

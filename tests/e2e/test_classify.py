@@ -7,6 +7,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -87,6 +88,7 @@ def test_summary_counts_every_status_and_label_and_names_the_device(faces: list[
     assert "ok 60" in text
     assert "empty 1" in text
     assert "pictures/s" in text
+    assert re.search(r"time: +read \d+%, decode \d+%, .*infer \d+%, write \d+%; what takes longest is to \w+", text)
     assert "device: cpu (" in text or "device: cuda (" in text
     labels = [row["label"] for row in read_csv(tmp_path / "rows.csv")]
     assert f"female {labels.count('female')}" in text

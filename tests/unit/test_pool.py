@@ -11,11 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from steps import Dying, DyingOnce, FromSlowDisk, Obey, Unanswerable
+from steps import SIDE, Dying, DyingOnce, FromSlowDisk, Obey, Paint, Unanswerable
 
 from gender_batch.pictures.ahead import READERS
 from gender_batch.prediction import Status
-from gender_batch.scoring.pool import CHUNK, LOOK_AHEAD, PoolError, WorkerPool
+from gender_batch.scoring.pool import CHUNK, LOOK_AHEAD, SLOT_CHUNKS, PoolError, WorkerPool
 from gender_batch.scoring.worker import Outcome, StepFactory
 
 LONG = 60.0
@@ -187,6 +187,56 @@ def test_a_consumer_that_takes_its_time_makes_no_picture_late() -> None:
                 time.sleep(2)
             outcomes.append(outcome)
     check(paths, outcomes, {})
+
+
+# Pixels through shared memory
+
+
+def painted(pool: WorkerPool, paths: list[str], statuses: dict[str, Status]) -> None:
+    """Every path gets its own pixels, looked at when they are drawn."""
+    seen = []
+    for path, outcome in pool.outcomes(paths):
+        seen.append(path)
+        squares, colour = map(int, path.split()[:2])
+        assert outcome.status is statuses.get(path, Status.OK if squares else Status.NO_FACE)
+        if outcome.status is Status.OK:
+            assert outcome.result is not None
+            assert outcome.result.shape == (squares, SIDE, SIDE, 3)
+            assert (outcome.result == colour).all()
+        else:
+            assert outcome.result is None
+    assert seen == paths
+
+
+def test_every_picture_gets_its_own_pixels() -> None:
+    paths = [f"{(1, 1, 0, 3)[number % 4]} {number % 251} {number}" for number in range(400)]
+    with WorkerPool(Paint(), 2, LONG, SIDE) as pool:
+        painted(pool, paths, {})
+        assert pool._slots is not None
+        assert pool._slots.free == 2 * CHUNK * SLOT_CHUNKS
+
+
+def test_a_worker_that_dies_or_hangs_gives_its_places_free() -> None:
+    deeds = {number: deed for number in range(0, 300, 30) for deed in ("segv", "kill", "exit")}
+    deeds[151] = "hang"
+    paths = [f"1 {number % 251} {deeds.get(number, number)}" for number in range(300)]
+    expected = {path: Status.CRASHED for number, path in enumerate(paths) if number in deeds}
+    expected[paths[151]] = Status.TIMEOUT
+    with WorkerPool(Paint(), 2, 1.5, SIDE) as pool:
+        painted(pool, paths, expected)
+        assert pool._slots is not None
+        assert pool._slots.free == 2 * CHUNK * SLOT_CHUNKS
+
+
+def test_places_of_a_list_that_was_left_are_free_for_the_next_one() -> None:
+    with WorkerPool(Paint(), 2, LONG, SIDE) as pool:
+        for _ in range(2 * SLOT_CHUNKS):
+            outcomes = pool.outcomes(f"1 {number % 251} 7" for number in itertools.count())
+            next(outcomes)
+            outcomes.close()
+        painted(pool, [f"1 {number % 251} {number}" for number in range(400)], {})
+        assert pool._slots is not None
+        assert pool._slots.free == 2 * CHUNK * SLOT_CHUNKS
 
 
 # A slow disk

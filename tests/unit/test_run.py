@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,13 @@ from PIL import Image
 onnx = pytest.importorskip("onnx")
 
 from gender_batch.model.metadata import KEY, Metadata, ModelError
-from gender_batch.model.session import Model
+from gender_batch.model.session import Model, OutOfGpuMemoryError
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.prediction import Status
-from gender_batch.scoring.run import Options, Scorer, Summary, infer_in_batches
-from gender_batch.scoring.worker import Outcome
+from gender_batch.scoring.batches import BatchInference
+from gender_batch.scoring.pool import WorkerPool
+from gender_batch.scoring.run import Options, Scorer, Summary
+from gender_batch.scoring.worker import Outcome, Read
 
 METADATA = Metadata(
     labels=("bright", "dark"),
@@ -92,7 +96,7 @@ def test_batches_give_each_picture_its_own_answer(brightness: Path, count: int) 
         outcomes.append((f"{number}", Outcome(Status.OK, pixels, 8, 9)))
         if number % 3 == 1:
             outcomes.append((f"bad {number}", Outcome(Status.CORRUPT, error="broken")))
-    results = list(infer_in_batches(iter(outcomes), model, batch_size=4))
+    results = list(BatchInference(model, 4).answered(iter(outcomes)))
     assert [path for path, _ in results] == [path for path, _ in outcomes]
     for (path, result), (_, given) in zip(results, outcomes, strict=True):
         assert (result.status, result.width, result.error) == (given.status, given.width, given.error)
@@ -109,9 +113,99 @@ def test_batches_do_not_wait_for_ever_behind_failed_pictures(brightness: Path) -
             yield f"bad {number}", Outcome(Status.CORRUPT, error="broken")
 
     source = outcomes()
-    path, _ = next(infer_in_batches(source, Model(brightness), batch_size=4))
+    path, _ = next(BatchInference(Model(brightness), 4).answered(source))
     assert path == "good"
     assert len(list(source)) > 900
+
+
+def test_reading_in_workers_and_inferring_in_batches_gives_what_workers_that_infer_give(
+    brightness: Path, tmp_path: Path
+) -> None:
+    """What a GPU gets, on the CPU provider: pixels through shared memory, batches through I/O binding."""
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    paths = [grey(tmp_path / f"{number}.png", number) for number in range(100)]
+    paths[40:40] = [str(tmp_path / "broken.png"), str(tmp_path / "missing.png")]
+    with Scorer(Options(model=brightness, device="cpu", workers=2)) as scorer:
+        expected = list(scorer.rows(paths))
+    with WorkerPool(Read(METADATA.preprocessing), 2, 60.0, METADATA.preprocessing.size) as pool:
+        outcomes = list(BatchInference(Model(brightness), 16).answered(pool.outcomes(paths)))
+    assert [path for path, _ in outcomes] == paths
+    for (_, outcome), row in zip(outcomes, expected, strict=True):
+        assert (outcome.status, outcome.width, outcome.error) == (row.status, row.width, row.error)
+        if row.status is Status.OK:
+            assert outcome.result is not None
+            assert outcome.result[0] == pytest.approx(row.probabilities, abs=1e-6)
+            assert outcome.inference > 0
+
+
+class SmallGpu:
+    """A model on a device that has memory for batches of `most` alone: then it is `model`."""
+
+    def __init__(self, model: Model, most: int) -> None:
+        self.model, self.metadata, self.most = model, model.metadata, most
+
+    def bound(self, size: int) -> Callable[[np.ndarray], np.ndarray]:
+        def infer(pictures: np.ndarray) -> np.ndarray:
+            assert len(pictures) == size
+            if size > self.most:
+                raise OutOfGpuMemoryError("too many")
+            return self.model.probabilities(pictures)
+
+        return infer
+
+
+def some(count: int) -> Iterator[tuple[str, Outcome]]:
+    for number in range(count):
+        yield f"{number}", Outcome(Status.OK, np.full((1, 4, 4, 3), number, np.uint8), 8, 9)
+
+
+@pytest.mark.parametrize(("most", "size"), [(16, 16), (15, 8), (5, 4), (1, 1)])
+def test_without_memory_for_a_batch_it_is_halved_and_no_answer_is_lost(brightness: Path, most: int, size: int) -> None:
+    inference = BatchInference(SmallGpu(Model(brightness), most), 16)  # type: ignore[arg-type]
+    answers = [outcome.result[0, 0] for _, outcome in inference.answered(some(50)) if outcome.result is not None]
+    assert answers == pytest.approx([number / 255 for number in range(50)], abs=1e-6)
+    assert inference.size == size
+
+
+def test_without_memory_for_a_single_picture_the_run_ends(brightness: Path) -> None:
+    inference = BatchInference(SmallGpu(Model(brightness), 0), 4)  # type: ignore[arg-type]
+    with pytest.raises(OutOfGpuMemoryError):
+        list(inference.answered(some(10)))
+
+
+def test_one_batch_runs_while_the_next_one_fills(brightness: Path) -> None:
+    """Drawing the second batch's pictures goes on although the first one's inference has not come to its end."""
+    drawn_on = threading.Event()
+
+    class Waiting(SmallGpu):
+        def bound(self, size: int) -> Callable[[np.ndarray], np.ndarray]:
+            infer = super().bound(size)
+
+            def when_drawn(pictures: np.ndarray) -> np.ndarray:
+                assert drawn_on.wait(60), "the next batch is not filled meanwhile"
+                return infer(pictures)
+
+            return when_drawn
+
+    def source() -> Iterator[tuple[str, Outcome]]:
+        for number, outcome in enumerate(some(12)):
+            if number == 7:
+                drawn_on.set()
+            yield outcome
+
+    assert len(list(BatchInference(Waiting(Model(brightness), 4), 4).answered(source()))) == 12  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_a_bound_model_answers_as_the_model_does(brightness: Path, count: int) -> None:
+    model = Model(brightness)
+    bound = model.bound(4)
+    pictures = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    for _ in range(2):
+        answers = bound(pictures)
+        assert answers.shape == (count, 2)
+        if count:
+            assert answers == pytest.approx(model.probabilities(pictures), abs=1e-6)
 
 
 def test_a_file_without_metadata_is_refused(brightness: Path, tmp_path: Path) -> None:

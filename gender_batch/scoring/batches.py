@@ -1,0 +1,101 @@
+"""Inference on a GPU: pictures are gathered into batches of one size, of which one runs while the next one fills."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gender_batch.model.session import Model, OutOfGpuMemoryError
+from gender_batch.scoring.worker import Outcome
+
+GPU_BATCH = 128
+"""Pictures per inference on a GPU. The last batch is padded: one shape, one plan of memory and kernels."""
+
+_Held = tuple[str, Outcome, int]
+"""A path, its outcome without pixels, and how many squares of the batch are its own."""
+
+
+@dataclass
+class _Batch:
+    """Pixels (size, side, side, 3), of which the first `filled` are pictures, and what they are."""
+
+    pixels: NDArray[np.uint8]
+    filled: int = 0
+    held: list[_Held] = field(default_factory=list)
+
+
+class BatchInference:
+    """Outcomes with pixels become outcomes with probabilities.
+
+    `size` is how many pictures are inferred at a time: halved for good where the GPU has not enough memory for them.
+    Raises OutOfGpuMemoryError if there is not enough for one.
+    """
+
+    def __init__(self, model: Model, size: int = GPU_BATCH) -> None:
+        self.size = size
+        self._model, self._capacity = model, size
+        self._bound = model.bound(size)
+
+    def answered(self, outcomes: Iterable[tuple[str, Outcome]]) -> Iterator[tuple[str, Outcome]]:
+        """In the order in which they come, failed ones among them. Pixels are copied when their outcome is drawn."""
+        side = self._model.metadata.preprocessing.size
+        shape = (self._capacity, side, side, 3)
+        filling, other = _Batch(np.zeros(shape, np.uint8)), _Batch(np.zeros(shape, np.uint8))
+        running: tuple[Future[tuple[NDArray[np.float32], float]], _Batch] | None = None
+        with ThreadPoolExecutor(1) as thread:
+            for path, outcome in outcomes:
+                squares = 0 if outcome.result is None else len(outcome.result)
+                if filling.filled + squares > self._capacity or len(filling.held) >= 4 * self._capacity:
+                    before, running = running, (thread.submit(self._infer, filling), filling)
+                    filling, other = other, filling
+                    yield from _answers(before)
+                if outcome.result is not None:
+                    filling.pixels[filling.filled : filling.filled + squares] = outcome.result
+                    filling.filled += squares
+                filling.held.append((path, replace(outcome, result=None), squares))
+            yield from _answers(running)
+            yield from _answers((thread.submit(self._infer, filling), filling))
+
+    def _infer(self, batch: _Batch) -> tuple[NDArray[np.float32], float]:
+        """Probabilities (filled, classes), and the seconds that they took."""
+        began = time.perf_counter()
+        answers: list[NDArray[np.float32]] = []
+        done = 0
+        while done < batch.filled:
+            try:
+                answers.append(self._bound(batch.pixels[done : done + self.size]))
+            except OutOfGpuMemoryError:
+                if self.size == 1:
+                    raise
+                self.size //= 2
+                self._bound = self._model.bound(self.size)
+                continue
+            done += self.size
+        probabilities = np.concatenate(answers)[: batch.filled] if answers else np.zeros((0, 0), np.float32)
+        return probabilities, time.perf_counter() - began
+
+
+def _answers(
+    running: tuple[Future[tuple[NDArray[np.float32], float]], _Batch] | None,
+) -> Iterator[tuple[str, Outcome]]:
+    """The outcomes of a batch when it is done; it can be filled again then."""
+    if running is None:
+        return
+    future, batch = running
+    probabilities, seconds = future.result()
+    each = seconds / max(1, batch.filled)
+    start = 0
+    for path, outcome, squares in batch.held:
+        if squares:
+            result: Any = probabilities[start : start + squares]
+            outcome = replace(outcome, result=result, inference=each * squares)
+            start += squares
+        yield path, outcome
+    batch.held.clear()
+    batch.filled = 0

@@ -1,0 +1,51 @@
+"""How many cores this process may use."""
+
+from __future__ import annotations
+
+import os
+from math import ceil
+from pathlib import Path
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores of its affinity, or fewer where a cgroup's quota, a container's limit, allows less time; at least 1."""
+    # os.process_cpu_count (Python 3.13) gives the same, but for an override by the environment.
+    cores = len(os.sched_getaffinity(0))
+    return max(1, ceil(min(cores, _quota(root))))
+
+
+def _quota(root: Path) -> float:
+    """The least quota of this process's cgroup and those above it, in cores; infinite where there is none.
+
+    Of version 2, `cpu.max` (cgroup-v2.rst), and of version 1, `cpu.cfs_quota_us` (sched-bwc.rst).
+    """
+    quotas = [float("inf")]
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        folder = mount / path.lstrip("/")
+        # In a container the path may be the host's: then only the mount itself is there.
+        for place in (folder, *folder.parents):
+            if controllers:
+                quotas += _cores([*_lines(place / "cpu.cfs_quota_us"), *_lines(place / "cpu.cfs_period_us")])
+            else:
+                quotas += _cores(" ".join(_lines(place / "cpu.max")).split())
+            if place == mount:
+                break
+    return min(quotas)
+
+
+def _cores(values: list[str]) -> list[float]:
+    """Quota by period, in microseconds: "max 100000" and "-1" are none."""
+    if len(values) != 2 or not all(value.isdigit() for value in values) or int(values[1]) == 0:
+        return []
+    return [int(values[0]) / int(values[1])]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,42 @@
+"""Memory that workers and their parent share, in which pixels cross from one to the other without being copied."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+
+class Slots:
+    """`count` places for one square of pixels each, (size, size, 3) uint8.
+
+    Travels to a process that the multiprocessing `context` starts; no name is left in the file system if all die.
+    The parent alone lends places and takes them back: a worker that dies cannot keep one.
+    """
+
+    def __init__(self, context: Any, count: int, size: int) -> None:
+        self._memory = context.RawArray(ctypes.c_uint8, count * size * size * 3)
+        self._size = size
+        self._free = list(range(count))
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    def lend(self, count: int) -> list[int]:
+        """That many of the free places."""
+        lent = self._free[-count:]
+        del self._free[-count:]
+        return lent
+
+    def take_back(self, places: Sequence[int]) -> None:
+        self._free.extend(places)
+
+    def squares(self) -> Pixels:
+        """The memory itself, (count, size, size, 3)."""
+        return np.frombuffer(self._memory, np.uint8).reshape(-1, self._size, self._size, 3)
