@@ -231,7 +231,7 @@ def _errors_told(log: Log, target: Path | None) -> Iterator[None]:
     from gender_batch.outputs.privacy import KeyFileError
     from gender_batch.outputs.publish import LockedError
     from gender_batch.scoring.pool import PoolError
-    from gender_batch.scoring.state import StateError
+    from gender_batch.scoring.state import StateError, volume_of
 
     try:
         yield
@@ -247,7 +247,8 @@ def _errors_told(log: Log, target: Path | None) -> Iterator[None]:
         fail("standard output was closed before the last row", Exit.FATAL, log.error)
     except OSError as error:
         place = target or Path.cwd()
-        fail(f"{place.parent.absolute()}: {error.strerror}; {place.name} is left as it was", Exit.FATAL, log.error)
+        where = f"{place.parent.absolute()}: {error.strerror} (volume {volume_of(place)})"
+        fail(f"{where}; {place.name} is left as it was", Exit.FATAL, log.error)
 
 
 def _suffix(target: Path) -> str:

@@ -273,7 +273,7 @@ class State:
         free = volume.f_bavail * volume.f_frsize
         if free < LEAST_FREE:
             raise StateError(
-                f"{self.path}: only {free / 1e6:.0f} MB are free on its volume; "
+                f"{self.path}: only {free / 1e6:.0f} MB are free on its volume {volume_of(self.path)}; "
                 "make room, and the same command goes on where it stopped"
             )
 
@@ -312,12 +312,19 @@ class _Errors:
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, sqlite3.OperationalError):
             raise StateError(
-                f"{self.path}: {error}; is there room on its volume, and may this user write there?"
+                f"{self.path}: {error}; is there room on its volume {volume_of(self.path)}, "
+                "and may this user write there?"
             ) from None
         if isinstance(error, sqlite3.DatabaseError):
             raise StateError(f"{self.path}: no state, or a damaged one ({error}); start over with --fresh") from None
         if isinstance(error, OSError):
             raise StateError(f"{self.path}: {error.strerror}; name a file that can be written with --state") from None
+
+
+def volume_of(path: Path) -> Path:
+    """Where the file system that a file is on, or would be on, is mounted."""
+    place = Path(os.path.realpath(path))
+    return next((folder for folder in (place, *place.parents) if os.path.ismount(folder)), Path("/"))
 
 
 def remove_state(path: Path) -> None:
