@@ -133,7 +133,7 @@ def classify(
     from gender_batch.outputs import privacy
     from gender_batch.outputs.publish import OwnFiles, journal_of, locked, published, remove_leftovers
     from gender_batch.outputs.rows import write_rows
-    from gender_batch.pictures.find import Walk
+    from gender_batch.pictures.find import Walk, counting
     from gender_batch.prediction import columns
     from gender_batch.scoring.night import Night, Policy
     from gender_batch.scoring.run import Faces, Options, Scorer
@@ -185,7 +185,10 @@ def classify(
             if scorer.lacks_detector:
                 log.say("warning", f"warning: {scorer.lacks_detector}", message=scorer.lacks_detector)
             kept = stack.enter_context(State(known, scorer.digest())) if known else None
-            progress = stack.enter_context(ScoringProgress(log, expected=kept.count() if kept else 0))
+            # A list on standard input cannot be read twice; what an earlier run knew is the best guess.
+            earlier = kept.count() if kept else 0
+            expected = (lambda: earlier) if STANDARD in paths else counting(walk, paths)
+            progress = stack.enter_context(ScoringProgress(log, expected))
             night = None
             if kept:
                 night = stack.enter_context(Night(kept, Policy(retry_failed, verify_content), progress.night))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -77,13 +78,13 @@ class TrainingProgress:
 class ScoringProgress:
     """Shows how many pictures there are and how fast they come: on a terminal all the time, else a line a minute.
 
-    `expected` pictures, where an earlier run tells, give the time that is left.
+    `expected` tells how many pictures there will be, 0 while that is not known: it gives the time that is left.
     """
 
     LOOK_EVERY = 64
     """Pictures between two looks at the clock."""
 
-    def __init__(self, log: Log, expected: int = 0) -> None:
+    def __init__(self, log: Log, expected: Callable[[], int] = lambda: 0) -> None:
         self.log, self.expected = log, expected
         console = Console(stderr=True, highlight=False)
         self.started = self.told = time.monotonic()
@@ -116,7 +117,8 @@ class ScoringProgress:
         self.told = now
         speed = done / (now - self.started)
         text = ", ".join(f"{count:,} {name}" for name, count in counts.items()) + f", {speed:,.0f} pictures/s"
-        left = (self.expected - done) / speed if self.expected > done else None
+        expected = self.expected()
+        left = (expected - done) / speed if expected > done else None
         if left is not None:
             text += f", about {timedelta(seconds=round(left))} left"
         if self.status:

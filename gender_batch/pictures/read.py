@@ -170,7 +170,8 @@ def _format_of(data: bytes) -> str | None:
         return "WEBP"
     if data.startswith(b"GIF8"):
         return "GIF"
-    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+    # The last two are no TIFF by the book, but there are writers of them, and Pillow reads what they write.
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0")):
         return "TIFF"
     if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
         return "BMP"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gender_batch.pictures import find
-from gender_batch.pictures.find import Walk, glob_matcher
+from gender_batch.pictures.find import Walk, counting, glob_matcher
 
 ENOUGH = 1000
 """More files than any tree here has: a walk that does not end is cut here."""
@@ -78,6 +78,17 @@ def test_no_roots_and_empty_folders_give_nothing(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     assert list(Walk().files([])) == []
     assert below(tmp_path) == []
+
+
+def test_files_are_counted_beside_the_walk_and_do_not_count_for_it(tmp_path: Path) -> None:
+    make(tmp_path, "a", "b/c", "b/d.txt", "e/f")
+    os.mkfifo(tmp_path / "fifo")
+    walk = Walk(exclude=("*.txt",))
+    told = counting(walk, [str(tmp_path), "missing.jpg"])
+    while not (count := told()):
+        pass
+    assert count == 4
+    assert walk.special_files == 0
 
 
 # Links

@@ -391,6 +391,13 @@ def test_grey_with_alpha_is_composed_on_white() -> None:
     assert pixels(decode_picture(encoded(image, "PNG")))[0, :, 0].tolist() == [10, 255, 204]
 
 
+@pytest.mark.parametrize(("mode", "right", "wrong"), [("L", b"II*\0", b"II\0*"), ("I;16B", b"MM\0*", b"MM*\0")])
+def test_a_tiff_whose_version_is_in_the_wrong_byte_order_is_read(mode: str, right: bytes, wrong: bytes) -> None:
+    data = encoded(Image.new(mode, (3, 2)), "TIFF")
+    assert data.startswith(right)
+    assert decode_picture(wrong + data[4:]).image.size == (3, 2)
+
+
 def test_grey_multiplied_by_its_alpha_is_composed_on_white() -> None:
     """Pillow's mode La: a TIFF whose tag 338, ExtraSamples, is 1, not 2 (TIFF 6.0, section 18)."""
     plain = encoded(Image.new("LA", (4, 4), (60, 128)), "TIFF")

@@ -1,0 +1,37 @@
+"""What a run says of itself, once a minute, where there is no terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from gender_batch.cli.log import Log
+from gender_batch.cli.progress import PLAIN_INTERVAL, ScoringProgress
+
+
+@pytest.mark.parametrize(("expected", "left"), [(6400, 61 * 99), (0, None), (64, None)])
+def test_a_line_a_minute_with_counts_speed_and_what_is_left(
+    expected: int, left: float | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ScoringProgress(Log(as_json=True), lambda: expected) as progress:
+        progress.row(64, 2)  # too early
+        progress.started -= PLAIN_INTERVAL + 1
+        progress.told -= PLAIN_INTERVAL + 1
+        progress.row(63, 2)
+        progress.row(64, 2)
+        progress.row(128, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    told = json.loads(line)
+    assert (told["event"], told["rows"], told["failed"]) == ("progress", 64, 2)
+    assert told["pictures_per_second"] == pytest.approx(64 / 61, rel=0.2)
+    assert told["seconds_left"] == (left and pytest.approx(left, rel=0.2))
+
+
+def test_the_line_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    with ScoringProgress(Log(as_json=False), lambda: 2_560_000) as progress:
+        progress.started = progress.told = progress.told - 100
+        progress.row(1_280_000, 2)
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"1,280,000 rows, 2 failed, 1[12],\d\d\d pictures/s, about 0:01:\d\d left\n", told)
