@@ -189,7 +189,7 @@ def _measure(plan: Plan, kind: Kind, place: Path, some: int, peers: list[str]) -
                 rate, answers = _rate(lambda count, command=command: [*command, place / str(count), fp32], some, [])
                 found[peer].append(rate)
                 found[f"x {peer}"].append(ours / rate)
-                found[f"same {peer}"].append(_agreement(json.loads(answers), out))
+                found[f"same {peer}"].append(_agreement(json.loads(answers.splitlines()[-1]), out))
     return found
 
 
