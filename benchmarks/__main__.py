@@ -194,7 +194,19 @@ def _measure(plan: Plan, kind: Kind, place: Path, some: int, peers: list[str]) -
 
 
 def _classify(folder: Path, out: Path) -> list[str | Path]:
-    return [sys.executable, "-m", "gender_batch", "classify", folder, "--out", out, "--device", "cpu"]
+    return [
+        sys.executable,
+        "-m",
+        "gender_batch",
+        "classify",
+        folder,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        "--faces",
+        "never",
+    ]
 
 
 def _agreement(labels: list[int], rows: Path) -> float:
@@ -220,7 +232,19 @@ def _rate(command: Callable[[int], list[str | Path]], many: int, peaks: list[flo
 def _first_row(folder: Path) -> float:
     """Seconds from the start of the command to the first row on standard output."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "gender_batch", "classify", folder, "--out", "-", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "gender_batch",
+        "classify",
+        folder,
+        "--out",
+        "-",
+        "--device",
+        "cpu",
+        "--faces",
+        "never",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT) as running:
         if running.stdout:
             running.stdout.readline()  # the names of the columns
