@@ -73,8 +73,8 @@ def _measure(folder: Path, originals: list[Path], files: int) -> Point:
         else:
             link.symlink_to(original)
     command: list[str | Path] = [
-        sys.executable, "-m", "gender_batch", "classify", tree, "--out", folder / "rows.csv", "--device", "cpu", "--faces", "never",
-        "--state", folder / f"{files}.state", "--summary", folder / "summary.json",
+        sys.executable, "-m", "gender_batch", "classify", tree, "--out", folder / "rows.csv", "--device", "cpu",
+        "--faces", "never", "--state", folder / f"{files}.state", "--summary", folder / "summary.json",
     ]  # fmt: skip
     rates, memory = [], 0.0
     for _ in range(2):
