@@ -161,9 +161,10 @@ class Scorer:
         if outcome.result is None:
             return row
         answers = []
-        for values in outcome.result:
-            probabilities = tuple(round(float(value), PROBABILITY_DIGITS) for value in values)
-            label = decide(probabilities, self.metadata.labels, self.metadata.threshold)
+        metadata = self.metadata
+        for values in outcome.result.tolist():  # once: values one by one of an array take longer than the rest of this
+            probabilities = tuple([round(value, PROBABILITY_DIGITS) for value in values])
+            label = decide(probabilities, metadata.labels, metadata.threshold)
             answers.append((label, probabilities, Reason.LOW_CONFIDENCE if label == UNCERTAIN else None))
         (label, probabilities, reason), *_ = answers
         row = replace(row, label=label, probabilities=probabilities, reason=reason)
@@ -173,7 +174,7 @@ class Scorer:
                 row, others=tuple(Person(label, shares, box, reason) for (label, shares, reason), box in others)
             )
         # Whom of several the picture is about cannot be told: their answers must agree, sure or not.
-        if len(set(outcome.result.argmax(axis=1).tolist())) > 1:
+        if len(answers) > 1 and len(set(outcome.result.argmax(axis=1).tolist())) > 1:
             return replace(row, label=UNCERTAIN, reason=Reason.PEOPLE_DIFFER)
         return row
 
