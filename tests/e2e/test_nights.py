@@ -135,10 +135,11 @@ def test_stopped_it_says_how_to_go_on_and_does(faces: list[Path], tmp_path: Path
         assert process.stderr is not None
         process.stdin.write(b"".join(os.fsencode(path) + b"\n" for path in faces))
         process.stdin.flush()  # and the list stays open: the run cannot end by itself
-        time.sleep(2)
         if stop != "deadline":
+            while scored_in(tmp_path / ".rows.csv.state") < 8:
+                time.sleep(0.1)
             process.send_signal(signal.Signals[stop])
-        code = process.wait(timeout=20)
+        code = process.wait(timeout=60)
         told = process.stderr.read().decode()
     assert code == (7 if stop == "deadline" else 128 + signal.Signals[stop])
     assert "goes on" in told
@@ -146,7 +147,8 @@ def test_stopped_it_says_how_to_go_on_and_does(faces: list[Path], tmp_path: Path
     paths = b"".join(os.fsencode(path) + b"\n" for path in faces)
     result = gender_batch("classify", "-", "--out", out, stdin=paths)
     assert result.returncode == 0
-    assert b"were known" in result.stderr
+    if stop != "deadline":  # on a busy machine nothing may be done by then
+        assert b"were known" in result.stderr
     assert [row["path"] for row in read_csv(out)] == list(map(str, faces))
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 
@@ -170,7 +172,7 @@ def test_it_can_be_stopped_while_its_workers_hang(faces: list[Path], tmp_path: P
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
         process.send_signal(stop)
-        assert process.wait(timeout=20) == (-stop if stop is signal.SIGKILL else 128 + stop)
+        assert process.wait(timeout=60) == (-stop if stop is signal.SIGKILL else 128 + stop)
     while any(is_running(worker) for worker in workers):  # for ever, if one was left: the kernel needs a moment
         time.sleep(0.1)
 
