@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from click.testing import CliRunner
+
 REPOSITORY = Path(__file__).parents[1]
 COMMAND = Path(sys.executable).with_name("gender-batch")
 
@@ -19,6 +21,16 @@ def gender_batch(
     return subprocess.run(
         [COMMAND, *arguments], input=stdin, cwd=cwd, timeout=timeout, capture_output=True, check=False
     )
+
+
+def in_this_process(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+    """Run the command where torch, which takes seconds to import, is imported already."""
+    from gender_batch.cli import main
+
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout_bytes, result.stderr_bytes)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

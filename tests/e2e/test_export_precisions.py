@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from installed import REPOSITORY, gender_batch, read_csv
+from installed import REPOSITORY, gender_batch, in_this_process, read_csv
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -165,7 +165,7 @@ def test_the_card_has_the_figures_that_the_files_really_reach(exported: Path, te
 def test_only_what_was_asked_for_is_written(test_faces: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", embedded_network()[0], test_faces, 40, 20)
     before = {path.name for path in run.iterdir()}
-    result = gender_batch("export", run, "--precision", "fp16", "--out", tmp_path / "mine.onnx")
+    result = in_this_process("export", run, "--precision", "fp16", "--out", tmp_path / "mine.onnx")
     assert result.returncode == 0, result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"run", "mine.fp16.onnx", "mine.md"}
     assert {path.name for path in run.iterdir()} == before
@@ -189,7 +189,7 @@ def test_what_float16_cannot_hold_is_refused_and_the_others_are_written(test_fac
     scale_between(network, "17.conv.3", "18.0", 2.0**20)
     run = write_run(tmp_path / "run", network, test_faces, 80, 20)
     (run / "model.fp16.onnx").write_bytes(b"of an earlier export")
-    result = gender_batch("export", run, "--precision", "fp16", "--precision", "fp32")
+    result = in_this_process("export", run, "--precision", "fp16", "--precision", "fp32")
     assert result.returncode == 1
     told = result.stderr.decode()
     assert re.fullmatch(r"gender-batch: fp16: does not .* not written; .*model\.fp16\.onnx is of an earlier .*\n", told)
@@ -207,7 +207,7 @@ def test_early_layers_that_float16_cannot_hold_stay_in_float32(test_faces: Path,
     network, _ = embedded_network()
     scale_between(network, "1.conv.2", "2.conv.0.0", 2.0**20)
     run = write_run(tmp_path / "run", network, test_faces, 80, 20)
-    result = gender_batch("export", run, "--precision", "fp16")
+    result = in_this_process("export", run, "--precision", "fp16")
     assert result.returncode == 0, result.stderr
     assert b"first 9 convolutions in float32" in result.stdout
 
@@ -217,7 +217,7 @@ def test_what_int8_cannot_hold_leaves_no_file(test_faces: Path, tmp_path: Path) 
     scale_between(network, "17.conv.3", "18.0", 2.0**12, slice(3))
     run = write_run(tmp_path / "run", network, test_faces, 80, 20)
     before = {path.name for path in run.iterdir()}
-    result = gender_batch("export", run, "--precision", "int8")
+    result = in_this_process("export", run, "--precision", "int8")
     assert result.returncode == 1
     assert re.fullmatch(r"gender-batch: int8: does not .* not written\n", result.stderr.decode())
     assert {path.name for path in run.iterdir()} == before
@@ -225,7 +225,7 @@ def test_what_int8_cannot_hold_leaves_no_file(test_faces: Path, tmp_path: Path) 
 
 def test_one_validation_picture_is_too_few(test_faces: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", embedded_network()[0], test_faces, 0, 20)
-    result = gender_batch("export", run, "--precision", "int8", "--precision", "fp32")
+    result = in_this_process("export", run, "--precision", "int8", "--precision", "fp32")
     assert result.returncode == 1
     assert b"validation pictures" in result.stderr
     assert (run / "model.onnx").is_file()
@@ -243,5 +243,5 @@ def test_float16_of_a_graph_is_a_valid_graph_wherever_it_begins(tmp_path: Path, 
 
 
 def test_an_unknown_precision_is_wrong_use(tmp_path: Path) -> None:
-    result = gender_batch("export", tmp_path, "--precision", "int4")
+    result = in_this_process("export", tmp_path, "--precision", "int4")
     assert result.returncode == 2

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from installed import COMMAND, gender_batch, read_csv
+from installed import COMMAND, gender_batch, in_this_process, read_csv
 from PIL import Image
 
 pytest.importorskip("torch")
@@ -183,7 +183,7 @@ def test_an_export_that_fails_its_gate_leaves_no_file(run: Path, tmp_path: Path)
     state["backbone.classifier.1.bias"][0] = float("nan")
     save_file(state, copy / "checkpoint.safetensors", metadata)
     before = {path.name for path in copy.iterdir()}
-    result = gender_batch("export", copy)
+    result = in_this_process("export", copy)
     assert result.returncode == 1
     assert b"not written" in result.stderr
     assert {path.name for path in copy.iterdir()} == before
@@ -224,7 +224,7 @@ def test_three_classes_get_three_columns(
         Image.linear_gradient("L").rotate(9 * number).save(data / "grey" / f"{number}.png")
     arguments = ("train", data, "--out", tmp_path / "run", "--init", initial_weights, *SMALL)
     assert gender_batch(*arguments, "--adapt-epochs", "1", "--fine-epochs", "0").returncode == 0
-    assert gender_batch("export", tmp_path / "run").returncode == 0
+    assert in_this_process("export", tmp_path / "run").returncode == 0
     gender_batch("classify", faces[0], "--model", tmp_path / "run" / "model.onnx", "--out", tmp_path / "rows.csv")
     (row,) = read_csv(tmp_path / "rows.csv")
     assert sum(float(row[f"p_{label}"]) for label in ("female", "grey", "male")) == pytest.approx(1, abs=3e-6)
