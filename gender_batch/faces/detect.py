@@ -17,11 +17,30 @@ from gender_batch.prediction import Box
 STRIDES = (8, 16, 32)
 """Pixels of the input to a cell of each of the network's three grids (Wu, Peng and Yu 2023, section 3)."""
 
-SCORE = 0.7
-"""Least score of a face, 0..1."""
+CANDIDATE, SCORE = 0.5, 0.7
+"""Least score, 0..1, of what is looked at closer, and least score of a face then.
+
+Measured on pictures of our own choice: of 349 without a face (textures, drawings, machines, skies) 2 have one that is
+none; of 500 of FairFace's training pictures 99.8% have one, of 140 photos of 1080 pixels in which they are pasted at
+15% and 25% of the side 99%, at 10% of it 91%.
+"""
+
+MOST = 64
+"""Faces that are found in a picture at most; in a crowd nobody is the one whom it is about."""
 
 OVERLAP = 0.3
 """Largest intersection over union of two faces; of two that overlap more, the one of the larger score is kept."""
+
+CLOSE_SIDE, CLOSE_SHARE = 256, 1.5
+"""A closer look resizes a square of 1.5 times the face's longer side to 256 pixels.
+
+The network takes a small face for an upright one: of the tilt of faces pasted into photos of 1080 pixels its landmarks
+show 44% when the photo is searched at 320 pixels, 74% at 640, and 85% in a closer look, which takes a tenth of the
+pixels of the latter.
+"""
+
+SAME = 0.3
+"""Least intersection over union of a face and the same one seen closer."""
 
 _FIXED = b"\x0a\x03\x08\x80\x05" * 2
 _FREE = b"\x0a\x03\x12\x01H" + b"\x0a\x03\x12\x01W"
@@ -49,6 +68,18 @@ class Face:
     def area(self) -> float:
         return self.width * self.height
 
+    def overlap(self, other: Face) -> float:
+        """Intersection over union of the boxes, 0..1."""
+        width = min(self.left + self.width, other.left + other.width) - max(self.left, other.left)
+        height = min(self.top + self.height, other.top + other.height) - max(self.top, other.top)
+        common = max(width, 0.0) * max(height, 0.0)
+        return common / (self.area + other.area - common)
+
+    def moved(self, right: float, down: float) -> Face:
+        """The same face in a picture that begins so many pixels further left and up."""
+        landmarks = self.landmarks + np.array((right, down))
+        return Face(self.left + right, self.top + down, self.width, self.height, landmarks, self.score)
+
     def box(self, width: int, height: int) -> Box:
         """Its box within a picture of that size, in whole pixels."""
         left, right = (min(max(round(x), 0), width) for x in (self.left, self.left + self.width))
@@ -74,8 +105,21 @@ class Detector:
         self._input = self._session.get_inputs()[0].name
         self._outputs = [f"{head}_{stride}" for stride in STRIDES for head in ("cls", "obj", "bbox", "kps")]
 
-    def search(self, image: Image.Image, side: int, least: float = SCORE) -> list[Face]:
-        """The faces in an RGB picture whose longer side is resized to `side` pixels, by falling score, from `least`."""
+    def faces(self, image: Image.Image, side: int) -> list[Face]:
+        """The faces in an RGB picture whose longer side is resized to `side` pixels, each looked at closer.
+
+        At most 64, the most likely ones.
+        """
+        faces: list[Face] = []
+        for candidate in self.search(image, side, CANDIDATE)[:MOST]:
+            face = self.closer(image, candidate)
+            # Two candidates may turn out to be one face.
+            if face and all(face.overlap(other) < SAME for other in faces):
+                faces.append(face)
+        return faces
+
+    def search(self, image: Image.Image, side: int, least: float) -> list[Face]:
+        """What may be faces in an RGB picture with its longer side resized to `side` pixels, by falling score."""
         scale = side / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         pixels = letterboxed(image.resize(size, Image.Resampling.BILINEAR))
@@ -86,6 +130,15 @@ class Detector:
             Face(left, top, width, height, np.array(points).reshape(5, 2), score)
             for left, top, width, height, *points, score in rows.tolist()
         ]
+
+    def closer(self, image: Image.Image, face: Face) -> Face | None:
+        """The same face, its landmarks more exact; None if it is no face when seen closer."""
+        side = round(CLOSE_SHARE * max(face.width, face.height)) or 1
+        left, top = round(face.left + (face.width - side) / 2), round(face.top + (face.height - side) / 2)
+        square = image.crop((left, top, left + side, top + side))
+        seen = [found.moved(left, top) for found in self.search(square, CLOSE_SIDE, SCORE)]
+        same = max(seen, key=face.overlap, default=None)
+        return same if same and face.overlap(same) >= SAME else None
 
     def candidates(self, pixels: NDArray[np.uint8], least: float) -> Values:
         """What the network takes for faces, (N, 15) in no order: left, top, width, height, landmarks, score.
