@@ -62,7 +62,7 @@ class Prediction:
     can be derived again from the row itself; they are empty unless `status` is `ok`.
     `path` may hold undecodable bytes of a file name as surrogates (`os.fsencode` gives the bytes back).
     `faces` were found, None where none were looked for; `box` is that of the face that is answered for, the main one.
-    `others` are the picture's other faces, where each gets a row.
+    `others` are the other faces that were asked: those of comparable size, or all.
     """
 
     path: str
@@ -82,8 +82,8 @@ class Prediction:
         """The best probability, 1/classes..1; None for a failed picture."""
         return max(self.probabilities, default=None)
 
-    def rows(self) -> Iterator[Prediction]:
-        """A row for each person: this one, and one for each of the others."""
+    def every_face(self) -> Iterator[Prediction]:
+        """A row for each face: this one, and one for each of the others."""
         yield replace(self, others=()) if self.others else self
         for person in self.others:
             yield replace(

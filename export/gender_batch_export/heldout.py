@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
-from gender_batch.training.run import CONFIG, HELD_OUT
+from gender_batch.training.run import CONFIG, HELD_OUT, PICTURES
 
 PROVED = 256
 """Pictures on which the float32 file is compared with the checkpoint."""
@@ -73,7 +73,8 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 
 def _read(run: Path, labels: Sequence[str]) -> dict[str, list[Picture]]:
     """Columns are split, path, group, label, any attributes, and a probability per label."""
-    root = Path(json.loads((run / CONFIG).read_text())["data"])
+    config = json.loads((run / CONFIG).read_text())
+    root = Path(config.get(PICTURES, config["data"]))
     splits: dict[str, list[Picture]] = {"val": [], "test": []}
     with (run / HELD_OUT).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)

@@ -19,6 +19,7 @@ from gender_batch.cli.options import device_option, duration, face_options, mode
 if TYPE_CHECKING:
     from gender_batch.cli.log import Log
     from gender_batch.cli.recording import Run
+    from gender_batch.evaluation.sheet import Sheet
     from gender_batch.pictures.find import Walk
     from gender_batch.scoring.run import Scorer
 
@@ -94,6 +95,12 @@ STANDARD = "-"
     help="Write what the run was and counted, as JSON; `gender-batch compare` tells two of them apart.",
 )
 @click.option(
+    "--gallery",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a page of the pictures worth looking at: the least certain, several people, no face.",
+)
+@click.option(
     "--log-format",
     default="text",
     show_default=True,
@@ -115,8 +122,8 @@ def classify(
     paths: tuple[str, ...], out: str, model: Path | None, device: str, workers: int | None,
     faces: str, detector: Path | None, no_face: str, every_face: bool, max_error_rate: float, picture_timeout: float,
     state: Path | None, retry_failed: bool, verify_content: bool, fresh: bool, min_pictures: int,
-    deadline: float | None, pseudonymise: Path | None, spreadsheet_safe: bool, summary: Path | None, log_format: str,
-    no_recursive: bool, follow_links: bool, one_file_system: bool,
+    deadline: float | None, pseudonymise: Path | None, spreadsheet_safe: bool, summary: Path | None,
+    gallery: Path | None, log_format: str, no_recursive: bool, follow_links: bool, one_file_system: bool,
     include: tuple[str, ...], exclude: tuple[str, ...], nul: bool,
 ) -> None:  # fmt: skip
     """Write one row for every file in the PATHs: folders, files, or - for a list of files on standard input.
@@ -141,7 +148,7 @@ def classify(
 
     target = None if out == STANDARD else Path(out)
     suffix = _suffix(target) if target else ".csv"
-    for option, path in (("--state", state), ("--summary", summary)):
+    for option, path in (("--state", state), ("--summary", summary), ("--gallery", gallery)):
         if path and not path.absolute().parent.is_dir():
             raise click.UsageError(f"{option} {path}: the folder {path.parent} does not exist")
     # Standard output cannot be taken back: without --state there is nothing to go on with.
@@ -151,7 +158,7 @@ def classify(
         walk = Walk(not no_recursive, follow_links, one_file_system, include, exclude)
     except re.error as error:
         raise click.UsageError(f"--include, --exclude: {error.pattern!r} is no glob: {error.msg}") from None
-    own = OwnFiles([path for path in (target, known, summary) if path], FILES)
+    own = OwnFiles([path for path in (target, known, summary, gallery) if path], FILES)
     files: Iterator[str] = (path for path in _files(walk, paths, nul) if path not in own)
     log = Log(as_json=log_format == "json")
     run = Run(walk)
@@ -189,6 +196,7 @@ def classify(
             earlier = kept.count() if kept else 0
             expected = (lambda: earlier) if STANDARD in paths else counting(walk, paths)
             progress = stack.enter_context(ScoringProgress(log, expected))
+            sheet = _sheet() if gallery else None
             night = None
             if kept:
                 night = stack.enter_context(Night(kept, Policy(retry_failed, verify_content), progress.night))
@@ -198,13 +206,15 @@ def classify(
                 file = publishing.enter_context(published(target)) if target else sys.stdout.buffer
                 rows = publishing.enter_context(write_rows(file, suffix, columns(labels)))
                 for picture in night.rows() if night else scorer.rows(files):
-                    for row in picture.rows():
+                    for row in picture.every_face() if every_face else (picture,):
                         values = row.values(len(labels))
                         if name_of:
                             values = (name_of(row.path), *values[1:])
                         safe = spreadsheet_safe and suffix == ".csv"
                         rows.write(privacy.spreadsheet_safe(values) if safe else values)
                     run.summary.add(picture)
+                    if sheet:
+                        sheet.add(picture)
                     progress.row(run.summary.pictures, run.summary.failed)
                 if run.summary.pictures < min_pictures:
                     fail(
@@ -216,6 +226,8 @@ def classify(
             # A folder that could not be read tonight has not lost its pictures.
             if night and not walk.unreadable_folders:
                 night.forget_others()
+            if sheet and gallery:
+                sheet.write(gallery, labels, scorer.workers, name_of or str)
         if known and not state:
             remove_state(known)
 
@@ -223,6 +235,12 @@ def classify(
         _tell_skipped(log, walk)
         if run.summary.failed > max_error_rate * run.summary.pictures or walk.unreadable_folders:
             sys.exit(Exit.FAILED_PICTURES)
+
+
+def _sheet() -> Sheet:
+    from gender_batch.evaluation.sheet import Sheet
+
+    return Sheet()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gender_batch.cli.exits import Exit, fail, stopping_on_signals
-from gender_batch.cli.options import device_option, model_option, workers_option
+from gender_batch.cli.options import device_option, face_options, model_option, workers_option
 
 if TYPE_CHECKING:
     from gender_batch.evaluation.labelled import Evaluation
@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 )
 @device_option
 @workers_option
+@face_options
 def evaluate(
-    data: Path, model: Path | None, out: Path | None, groups: Path | None, device: str, workers: int | None
+    data: Path, model: Path | None, out: Path | None, groups: Path | None, device: str, workers: int | None,
+    faces: str, detector: Path | None, no_face: str,
 ) -> None:  # fmt: skip
     """Score the labelled pictures in DATA and compare the answers with the labels.
 
@@ -48,21 +50,24 @@ def evaluate(
     from gender_batch.cli.progress import ScoringProgress
     from gender_batch.evaluation.labelled import LabelsError
     from gender_batch.evaluation.labelled import evaluate as evaluate_labelled
+    from gender_batch.faces.fetch import DetectorError
     from gender_batch.model.metadata import ModelError
     from gender_batch.model.session import NoGpuError
     from gender_batch.scoring.pool import PoolError
-    from gender_batch.scoring.run import Options, Scorer
+    from gender_batch.scoring.run import Faces, Options, Scorer
 
-    options = Options(model, device, workers)
+    options = Options(model, device, workers, faces=Faces(faces, detector, whole=no_face == "whole"))
     try:
         with stopping_on_signals("Nothing was written."), Scorer(options) as scorer:
             click.echo(f"device: {scorer.device.name} ({scorer.device.reason})", err=True)
             click.echo(f"model: {scorer.model}", err=True)
+            if scorer.lacks_detector:
+                click.echo(f"warning: {scorer.lacks_detector}", err=True)
             with ScoringProgress(Log(as_json=False)) as progress:
                 result = evaluate_labelled(scorer, data, groups, progress.row)
     except NoGpuError as error:
         fail(str(error), Exit.NO_GPU)
-    except (ModelError, LabelsError, PoolError) as error:
+    except (ModelError, DetectorError, LabelsError, PoolError) as error:
         fail(str(error))
 
     _tell(result)
@@ -116,7 +121,7 @@ def _write(result: Evaluation, out: Path, preprocessing: Preprocessing) -> None:
     plot_confusion(result.metrics.confusion, labels, out / "confusion.png")
     plot_reliability(bins, result.metrics.calibration_error, out / "reliability.png")
     answers = [
-        Answer(row.path, row.path, truth, row.probabilities, row.path)
+        Answer(row.path, row.path, truth, row.probabilities, row.path, box=row.box)
         for row, truth in zip(result.rows, result.truth, strict=True)
     ]
     draw_gallery(answers, preprocessing, out / "gallery.png", labels)

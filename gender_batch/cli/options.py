@@ -41,6 +41,13 @@ workers_option = click.option(
     help="Processes that read pictures.  [default: one per core]",
 )
 
+detector_option = click.option(
+    "--detector",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The face detector, YuNet's file.  [default: GENDER_BATCH_DETECTOR, or what `fetch-detector` fetched]",
+)
+
 _FACES = (
     click.option(
         "--faces",
@@ -49,12 +56,7 @@ _FACES = (
         type=click.Choice(["auto", "always", "never"]),
         help="Find and cut out faces first. auto: if the model is one of faces and there is a detector.",
     ),
-    click.option(
-        "--detector",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        metavar="FILE",
-        help="The face detector, YuNet's file.  [default: what `gender-batch fetch-detector` fetched]",
-    ),
+    detector_option,
     click.option(
         "--no-face",
         default="skip",

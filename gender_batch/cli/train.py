@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gender_batch.cli.exits import Exit, fail, needing_extra, stopping_on_signals
+from gender_batch.cli.options import detector_option
 
 if TYPE_CHECKING:
     import torch
@@ -116,6 +117,14 @@ if TYPE_CHECKING:
     help="What DATA holds, and the model will expect: whole photos or face crops.",
 )
 @click.option(
+    "--faces",
+    default="never",
+    show_default=True,
+    type=click.Choice(["never", "crop"]),
+    help="crop: find the main face in each photo, cut it out as classify does, and train on that.",
+)
+@detector_option
+@click.option(
     "--attribution",
     "attributions",
     multiple=True,
@@ -135,7 +144,8 @@ def train(
     data: Path, out: Path | None, init: str, image_size: int, adapt_epochs: int, fine_epochs: int,
     batch_size: int, lr_adapt: float, lr_fine: float, group_by: str | None, labels_file: Path | None,
     folds: int | None, allow_leaks: bool, balance: str | None, auxiliary: tuple[str, ...], target_precision: float,
-    pictures: str, attributions: tuple[str, ...], seed: int, device: str, resume: bool,
+    pictures: str, faces: str, detector: Path | None, attributions: tuple[str, ...], seed: int, device: str,
+    resume: bool,
 ) -> None:  # fmt: skip
     """Fine-tune MobileNetV2 on the labelled photos in DATA.
 
@@ -147,6 +157,7 @@ def train(
         raise click.UsageError("--adapt-epochs and --fine-epochs cannot both be 0")
     if resume and out is None:
         raise click.UsageError("--resume needs --out RUN, the folder of the interrupted run")
+    found = _detector(detector) if faces == "crop" else None
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     with needing_extra("train"):
         from gender_batch.training import run
@@ -165,8 +176,8 @@ def train(
             batch_size=batch_size,
             lr_adapt=lr_adapt,
             lr_fine=lr_fine,
-            # Whole photos show faces of all sizes as they are.
-            augmentation=Augmentation() if pictures == "face" else Augmentation(zoom_out=0),
+            # Whole photos show faces of all sizes as they are, and faces that are cut out are all of one size.
+            augmentation=Augmentation() if pictures == "face" and not found else Augmentation(zoom_out=0),
             seed=seed,
         ),
         init=init,
@@ -176,7 +187,8 @@ def train(
         balance=balance,
         auxiliary=auxiliary,
         target_precision=target_precision,
-        pictures=pictures,
+        pictures="face" if found else pictures,
+        detector=found,
         attributions=attributions,
     )
     machine = Machine(_device(device), workers=_loading_processes())
@@ -205,6 +217,19 @@ def train(
     click.echo(f"uncertain below {result.threshold.value}: {(result.test or result.val).coverage} answered, "
                f"{(result.test or result.val).decided_right} of those right")  # fmt: skip
     click.echo(f"report and checkpoint in {result.folder}; next: gender-batch export {result.folder}")
+
+
+def _detector(named: Path | None) -> Path:
+    from gender_batch.faces.fetch import GET_IT, DetectorError, find_detector, verified
+
+    try:
+        found = find_detector(named)
+        if found is None:
+            raise DetectorError(f"--faces crop: there is no face detector yet; {GET_IT}")
+        verified(found)
+    except DetectorError as error:
+        fail(str(error))
+    return found
 
 
 def _device(name: str) -> torch.device:

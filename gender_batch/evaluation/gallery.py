@@ -9,8 +9,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from gender_batch.evaluation.text import printable
-from gender_batch.pictures.preprocessing import Preprocessing
-from gender_batch.pictures.read import PictureError
+from gender_batch.pictures.preprocessing import Preprocessing, bound_aspect
+from gender_batch.pictures.read import Picture, PictureError, read_picture
+from gender_batch.prediction import Box
 
 THUMBNAIL = 128
 CAPTION = 18
@@ -18,6 +19,7 @@ FRAME = 4
 COLUMNS = 8
 MOST = 64
 
+BOX = "#ffd400"
 RIGHT, WRONG = "#2e7d32", "#c62828"
 
 
@@ -26,7 +28,8 @@ class Answer:
     """One held-out picture and its probabilities, by class.
 
     It is read from `path` and shown as `name`; both may hold undecodable bytes as surrogates. `truth` is the index of
-    its label. `group` is its person, or the picture itself; `attributes` are what else is known of it.
+    its label. `group` is its person, or the picture itself; `attributes` are what else is known of it. `box` is that of
+    the face that was answered for, in pixels of the oriented picture; None: the whole picture was.
     """
 
     path: str
@@ -35,6 +38,7 @@ class Answer:
     probabilities: tuple[float, ...]
     group: str
     attributes: Mapping[str, str] = field(default_factory=dict)
+    box: Box | None = None
 
     @property
     def answer(self) -> int:
@@ -62,9 +66,32 @@ def least_certain(answers: Sequence[Answer], most: int) -> list[Answer]:
 
 
 def thumbnail(answer: Answer, preprocessing: Preprocessing, most: int) -> Image.Image:
-    """The picture as the network sees it, its side at most `most` pixels. Raises PictureError."""
+    """The picture as the network sees it, or whole with the face's box; its side at most `most` pixels.
+
+    Raises PictureError.
+    """
+    if answer.box:
+        return boxed(read_picture(answer.path, most), [answer.box], most)
     image = Image.fromarray(preprocessing.apply(preprocessing.read(answer.path).image))
     image.thumbnail((most, most))
+    return image
+
+
+def boxed(picture: Picture, boxes: Sequence[Box], most: int) -> Image.Image:
+    """The whole picture, its longer side at most `most` pixels, with the boxes drawn, the first one thicker."""
+    whole = picture.image.size
+    image = bound_aspect(picture.image).copy()  # `thumbnail` works in place
+    offset = (whole[0] - image.width) // 2, (whole[1] - image.height) // 2
+    before = image.width
+    image.thumbnail((most, most))
+    scale = image.width / before
+    share = whole[0] / picture.width
+    draw = ImageDraw.Draw(image)
+    for number, (x, y, width, height) in reversed(list(enumerate(boxes))):
+        left, top = (x * share - offset[0]) * scale, (y * share - offset[1]) * scale
+        right, bottom = left + width * share * scale, top + height * share * scale
+        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black", width=3 if number == 0 else 2)
+        draw.rectangle((left, top, right, bottom), outline=BOX, width=2 if number == 0 else 1)
     return image
 
 
@@ -89,7 +116,9 @@ def draw_gallery(
             image = thumbnail(answer, preprocessing, THUMBNAIL)
         except PictureError:
             continue
-        sheet.paste(image.resize((THUMBNAIL, THUMBNAIL)), (x + FRAME, y + FRAME))
+        scale = THUMBNAIL / max(image.size)
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+        sheet.paste(image, (x + FRAME + (THUMBNAIL - image.width) // 2, y + FRAME + (THUMBNAIL - image.height) // 2))
         answered, truth = (printable(labels[i]) if labels else str(i) for i in (answer.answer, answer.truth))
         caption = f"{answered} {answer.confidence:.2f}" + ("" if answer.right else f" (label: {truth})")
         draw.text((x + FRAME, y + cell + 1), caption, fill=colour, font=font)

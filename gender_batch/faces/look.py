@@ -24,8 +24,11 @@ that fill the picture the last."""
 
 
 ENOUGH = 0.75
-"""Shorter side of what is decoded for a search, as a share of its side: a photo of 1080 pixels is searched at 1/4 of its
-size, whose decoding takes a third of the time of 1/2. The face is cut from a second decoding, at the scale it needs."""
+"""Shorter side of what is decoded for a search, as a share of its side.
+
+A photo of 1080 pixels is decoded at 1/4 for the first one, in a third of the time of 1/2. The face is cut from a second
+decoding, at the scale it needs.
+"""
 
 
 @dataclass(frozen=True)

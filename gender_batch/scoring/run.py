@@ -166,17 +166,14 @@ class Scorer:
             probabilities = tuple([round(value, PROBABILITY_DIGITS) for value in values])
             label = decide(probabilities, metadata.labels, metadata.threshold)
             answers.append((label, probabilities, Reason.LOW_CONFIDENCE if label == UNCERTAIN else None))
-        (label, probabilities, reason), *_ = answers
-        row = replace(row, label=label, probabilities=probabilities, reason=reason)
-        if self.search and self.search.every:
-            others = zip(answers[1:], outcome.boxes[1:], strict=True)
-            return replace(
-                row, others=tuple(Person(label, shares, box, reason) for (label, shares, reason), box in others)
-            )
+        (label, probabilities, reason), *rest = answers
         # Whom of several the picture is about cannot be told: their answers must agree, sure or not.
-        if len(answers) > 1 and len(set(outcome.result.argmax(axis=1).tolist())) > 1:
-            return replace(row, label=UNCERTAIN, reason=Reason.PEOPLE_DIFFER)
-        return row
+        if rest and not (self.search and self.search.every) and len(set(outcome.result.argmax(axis=1).tolist())) > 1:
+            label, reason = UNCERTAIN, Reason.PEOPLE_DIFFER
+        others = tuple(
+            Person(other, shares, box, why) for (other, shares, why), box in zip(rest, outcome.boxes[1:], strict=True)
+        )
+        return replace(row, label=label, probabilities=probabilities, reason=reason, others=others)
 
 
 def _face_search(faces: Faces, pictures: str) -> FaceSearch | None:

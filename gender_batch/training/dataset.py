@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gender_batch.pictures.read import PictureError, decode_picture
+from gender_batch.prediction import Box
+from gender_batch.training.crops import Crops
 from gender_batch.training.duplicates import SHORTER_SIDE, Fingerprint, connect, near_duplicates, perceptual_hash
-from gender_batch.training.samples import SPLITS, DatasetError, Sample, find_samples
+from gender_batch.training.samples import SPLITS, DatasetError, Found, Sample, find_samples
 from gender_batch.training.splits import cut_folds, hold_out
 
 __all__ = ["Dataset", "DatasetError", "Sample", "folds", "load_dataset"]
@@ -30,7 +32,8 @@ class Dataset:
     """The three splits of one data folder.
 
     `unreadable` holds (name, reason) of pictures left out, `notes` what else the user should be told.
-    `near_duplicates` pairs the names of pictures that are one photo.
+    `near_duplicates` pairs the names of pictures that are one photo. Where faces were cut out, `crops` is their folder,
+    `boxes` are by name where in the photos they are, and `faceless` names the photos left out since they have none.
     """
 
     root: Path
@@ -42,12 +45,19 @@ class Dataset:
     digest: str
     notes: tuple[str, ...] = ()
     near_duplicates: tuple[tuple[str, str], ...] = ()
+    crops: Path | None = None
+    boxes: Mapping[str, Box] = field(default_factory=dict)
+    faceless: tuple[str, ...] = ()
 
     @property
     def all(self) -> tuple[Sample, ...]:
         return self.train + self.val + self.test
 
     def path(self, sample: Sample) -> str:
+        """What is trained on: the photo, or the face cut out of it."""
+        return str((self.crops or self.root) / sample.name)
+
+    def photo(self, sample: Sample) -> str:
         return str(self.root / sample.name)
 
 
@@ -58,6 +68,7 @@ def load_dataset(
     labels_file: Path | None = None,
     seed: int = 0,
     allow_leaks: bool = False,
+    crops: Crops | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Dataset:
     """Find, read once, check and split the pictures below `root`; `find_samples` says what can be there.
@@ -65,13 +76,15 @@ def load_dataset(
     Splits that are given are kept: a person or a photo on two sides is an error, or a note with `allow_leaks`.
     What is missing is held out from the rest, whole groups at a time and near-duplicates together: a validation set,
     and where nothing is given a test set. The digest is the SHA-256 over all names and contents, and the labels
-    file if there is one. `advance` is called with the number of pictures read.
+    file if there is one. With `crops` the main face is cut out of each picture, and those without one are left out;
+    near-duplicates are then those of the faces. `advance` is called with the number of pictures read.
 
     Raises DatasetError.
     """
     found = find_samples(root, group_by, labels_file)
     pictures = [sample for split in SPLITS for sample in found.splits[split]]
-    fingerprints, unreadable, digest = _read_all(root, pictures, labels_file, advance)
+    read = _read_all(root, pictures, labels_file, crops, advance)
+    fingerprints, unreadable = read.fingerprints, read.unreadable
     if len(unreadable) > MOST_UNREADABLE * len(pictures):
         name, reason = unreadable[0]
         raise DatasetError(
@@ -86,7 +99,12 @@ def load_dataset(
     _check_contradictions(root, found.labels, readable, prints)
     pairs = near_duplicates(prints)
     near = tuple((readable[i].name, readable[j].name) for i, j in pairs)
-    notes = [*found.notes, *_doubts(found.labels, readable, pairs), *_leaks(root, splits, pairs, allow_leaks)]
+    notes = [
+        *found.notes,
+        *_faceless(found, read.faceless),
+        *_doubts(found.labels, readable, pairs),
+        *_leaks(root, splits, pairs, allow_leaks),
+    ]
 
     if not splits["val"]:
         cut = {sample.name for sample in splits["train"]}
@@ -103,9 +121,12 @@ def load_dataset(
         val=tuple(splits["val"]),
         test=tuple(splits["test"]),
         unreadable=tuple(unreadable),
-        digest=digest,
+        digest=read.digest,
         notes=tuple(notes),
         near_duplicates=near,
+        crops=crops.folder if crops else None,
+        boxes=read.boxes,
+        faceless=tuple(read.faceless),
     )
 
 
@@ -122,36 +143,88 @@ def folds(dataset: Dataset, count: int, seed: int) -> Iterator[Dataset]:
     return (replace(dataset, train=tuple(train), val=tuple(val), test=tuple(fold)) for train, val, fold in cuts)
 
 
-def _read_all(
-    root: Path, samples: Sequence[Sample], labels_file: Path | None, advance: Callable[[int], None]
-) -> tuple[dict[str, Fingerprint], list[tuple[str, str]], str]:
-    """Decode every picture once: fingerprints by name, (name, reason) of the unreadable ones, and the digest."""
+@dataclass
+class _Read:
+    """What became of the pictures, by name or as names; and the digest of all of them."""
 
-    def read(sample: Sample) -> tuple[str, str, bytes | None, str | None]:
+    digest: str = ""
+    fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    boxes: dict[str, Box] = field(default_factory=dict)
+    faceless: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One picture, as it was read: its digest, and its look and box or why it has none."""
+
+    content: str = ""
+    look: bytes | None = None
+    box: Box | None = None
+    faceless: bool = False
+    reason: str | None = None
+
+
+def _read_all(
+    root: Path,
+    samples: Sequence[Sample],
+    labels_file: Path | None,
+    crops: Crops | None,
+    advance: Callable[[int], None],
+) -> _Read:
+    """Read every picture once, decode it, and cut out its face if that is asked for."""
+
+    def read(sample: Sample) -> _Look:
         try:
             data = (root / sample.name).read_bytes()
         except OSError as error:
-            return sample.name, "", None, error.strerror
+            return _Look(reason=error.strerror)
         content = hashlib.sha256(data).hexdigest()
         try:
-            return sample.name, content, perceptual_hash(decode_picture(data, SHORTER_SIDE).image), None
+            if crops is None:
+                return _Look(content, perceptual_hash(decode_picture(data, SHORTER_SIDE).image))
+            face = crops.cut(sample.name, data)
         except PictureError as error:
-            return sample.name, content, None, f"{error.status.value}: {error}"
+            return _Look(content, reason=f"{error.status.value}: {error}")
+        if face is None:
+            return _Look(content, faceless=True)
+        square, box = face
+        return _Look(content, perceptual_hash(square), box)
 
+    result = _Read()
     digest = hashlib.sha256()
-    fingerprints = {}
-    unreadable = []
     with ThreadPoolExecutor() as pool:
-        for name, content, look, reason in pool.map(read, samples):
-            digest.update(f"{content} {name}\n".encode(errors="surrogateescape"))
-            if reason is None:
-                fingerprints[name] = Fingerprint(content, look)
+        for sample, seen in zip(samples, pool.map(read, samples), strict=True):
+            digest.update(f"{seen.content} {sample.name}\n".encode(errors="surrogateescape"))
+            if seen.reason is not None:
+                result.unreadable.append((sample.name, seen.reason))
+            elif seen.faceless:
+                result.faceless.append(sample.name)
             else:
-                unreadable.append((name, reason))
+                result.fingerprints[sample.name] = Fingerprint(seen.content, seen.look)
+                if seen.box:
+                    result.boxes[sample.name] = seen.box
             advance(1)
     if labels_file:
         digest.update(labels_file.read_bytes())
-    return fingerprints, unreadable, digest.hexdigest()
+    result.digest = digest.hexdigest()
+    return result
+
+
+def _faceless(found: Found, names: Sequence[str]) -> Iterator[str]:
+    """A note on the pictures without a face: no figure counts them, and whoever reads the figures must know."""
+    if not names:
+        return
+    gone = set(names)
+    parts = ", ".join(
+        f"{sum(sample.name in gone for sample in samples)} of {len(samples)}" + (f" in {split}" if found.given else "")
+        for split, samples in found.splits.items()
+        if samples
+    )
+    yield (
+        f"no face was found in {parts} pictures, {names[0]} among them; they are left out, and no figure counts them: "
+        "classify gives such pictures no label"
+    )
 
 
 def _check_classes(root: Path, labels: tuple[str, ...], splits: dict[str, list[Sample]]) -> None:

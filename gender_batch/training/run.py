@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,11 @@ from gender_batch.evaluation.metrics import (
 )
 from gender_batch.evaluation.plots import plot_confusion, plot_curves
 from gender_batch.evaluation.report import Report, ScalePoint, write_report
-from gender_batch.pictures.preprocessing import Preprocessing
+from gender_batch.faces.look import FaceSearch, Looker
+from gender_batch.pictures.preprocessing import FaceCrop, Preprocessing
 from gender_batch.pictures.read import PictureError
 from gender_batch.training.augmentation import zoom_out
+from gender_batch.training.crops import Crops
 from gender_batch.training.dataset import Dataset, DatasetError, Sample, folds, load_dataset
 from gender_batch.training.fit import Epoch, Labelled, Machine, Recipe, Watcher, fit, fit_temperature, predict_logits
 from gender_batch.training.loading import Squares
@@ -40,6 +42,12 @@ CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
 STATE = "state.pt"
 HELD_OUT = "heldout.csv"
+CROPS = "faces"
+"""The folder of the faces that were cut out, in the run's or, for all folds, in that of the cross-validation."""
+
+PICTURES = "pictures_in"
+"""Under this name the config says where the pictures are that were trained on: the data, or their faces."""
+
 METRICS = "metrics.json"
 REPORT = "report.html"
 FOLDS = "folds.json"
@@ -71,7 +79,15 @@ class Order:
     """Columns of the labels file that are learnt beside the classes."""
     target_precision: float = 0.98
     pictures: str = "photo"
+    """What the network sees: "photo" for whole photos, "face" for face crops."""
+    detector: Path | None = None
+    """YuNet's file, where faces are to be cut out of the photos first."""
     attributions: tuple[str, ...] = ()
+
+    def preprocessing(self) -> Preprocessing:
+        """How a picture comes to the network, in judging and serving."""
+        face = FaceCrop() if self.pictures == "face" else None
+        return replace(self.recipe.preprocessing, face=face)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -84,6 +100,7 @@ class Order:
             "auxiliary_columns": list(self.auxiliary),
             "target_precision": self.target_precision,
             "pictures": self.pictures,
+            "faces": "crop" if self.detector else None,
             "attributions": list(self.attributions),
             **asdict(self.recipe),
         }
@@ -132,7 +149,7 @@ def train(
     Raises RunError, DatasetError, WeightsError, FloatingPointError.
     """
     _prepare(folder, order, resume)
-    result = _train_on(_load(order, watcher, reading), order, folder, machine, watcher)
+    result = _train_on(_load(order, folder, watcher, reading), order, folder, machine, watcher)
     (folder / STATE).unlink(missing_ok=True)
     return result
 
@@ -150,12 +167,14 @@ def cross_validate(
 
     With `resume` an interrupted validation goes on: folds keep their states until all are done. Raises as `train`.
     """
-    data = _load(order, watcher, reading)
+    if order.detector:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    data = _load(order, folder, watcher, reading)
     results = []
     for number, fold in enumerate(folds(data, count, order.recipe.seed), 1):
         watcher.note(f"fold {number} of {count}")
         part = folder / f"fold-{number}"
-        _prepare(part, order, resume and (part / STATE).exists())
+        _prepare(part, order, resume and (part / STATE).exists(), data.crops)
         results.append(_train_on(fold, order, part, machine, watcher))
     answers = [answer for result in results for answer in result.answers]
     interval = grouped_accuracy_interval(
@@ -198,16 +217,20 @@ def _check_known(data: Dataset, column: str) -> None:
         raise DatasetError(f"{data.root}: nothing is known of its pictures as {column!r}; name a column of --labels")
 
 
-def _load(order: Order, watcher: Watcher, reading: Callable[[int], None]) -> Dataset:
+def _load(order: Order, folder: Path, watcher: Watcher, reading: Callable[[int], None]) -> Dataset:
     torch.manual_seed(order.recipe.seed)
     # Checked before the pictures are read: a wrong --init should not cost minutes.
     load_initial_weights(Network(1), order.init)
+    crops = None
+    if order.detector:
+        crops = Crops((folder / CROPS).resolve(), Looker(FaceSearch(order.detector), order.preprocessing()))
     data = load_dataset(
         order.data,
         group_by=order.group_by,
         labels_file=order.labels_file,
         seed=order.recipe.seed,
         allow_leaks=order.allow_leaks,
+        crops=crops,
         advance=reading,
     )
     for name, reason in data.unreadable:
@@ -264,7 +287,15 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
     }
     scales = _accuracy_by_scale(network, sources, _truth(scaled), recipe, machine)
     answers = tuple(
-        Answer(data.path(sample), sample.name, sample.label, tuple(map(float, row)), sample.group, sample.attributes)
+        Answer(
+            data.photo(sample),
+            sample.name,
+            sample.label,
+            tuple(map(float, row)),
+            sample.group,
+            sample.attributes,
+            data.boxes.get(sample.name),
+        )
         for sample, row in zip(held_out[split], probabilities[split], strict=True)
     )
     figures = {
@@ -287,7 +318,7 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
     Checkpoint(
         network=network.cpu(),
         labels=data.labels,
-        preprocessing=recipe.preprocessing,
+        preprocessing=order.preprocessing(),
         temperature=temperature,
         threshold=threshold.value,
         pictures=order.pictures,
@@ -360,11 +391,12 @@ def _details(
             "reached_on_validation": threshold.reached,
         },
         "groups": groups,
+        "without_face": len(data.faceless) if data.crops else None,
         "face_scales": {str(point.scale): point.accuracy.to_dict() for point in scales},
     }
 
 
-def _prepare(folder: Path, order: Order, resume: bool) -> None:
+def _prepare(folder: Path, order: Order, resume: bool, crops: Path | None = None) -> None:
     config = folder / CONFIG
     unfinished = (folder / STATE).exists()  # it goes last: a checkpoint beside it may lack its report
     if unfinished and not resume:
@@ -379,7 +411,8 @@ def _prepare(folder: Path, order: Order, resume: bool) -> None:
         if changed:
             raise RunError(f"{folder}: was begun with another {', '.join(changed)}; --resume needs the same")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # report and gallery show people
-    config.write_text(json.dumps(order.to_dict(), indent=2) + "\n")
+    place = crops or (folder / CROPS if order.detector else order.data)
+    config.write_text(json.dumps({**order.to_dict(), PICTURES: str(place.resolve())}, indent=2) + "\n")
 
 
 def _truth(samples: Sequence[Sample]) -> NDArray[np.int64]:

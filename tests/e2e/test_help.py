@@ -28,7 +28,7 @@ def test_classify_never_loads_torch() -> None:
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["train", "export", "evaluate", "classify", "compare", "doctor"])
+@pytest.mark.parametrize("command", ["train", "export", "evaluate", "classify", "compare", "doctor", "fetch-detector"])
 def test_every_command_and_option_has_help(command: str) -> None:
     result = gender_batch(command, "--help")
     assert result.returncode == 0

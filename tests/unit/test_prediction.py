@@ -74,12 +74,12 @@ def test_a_failed_picture_has_neither_label_nor_probability() -> None:
 def test_a_row_for_every_face() -> None:
     person = Person("uncertain", (0.6, 0.4), (1, 2, 3, 4), Reason.LOW_CONFIDENCE)
     row = Prediction("a.jpg", Status.OK, "male", (0.25, 0.75), 2, 640, 480, box=(10, 20, 30, 40), others=(person,))
-    first, second = row.rows()
+    first, second = row.every_face()
     assert first == replace(row, others=())
     assert second.values(2) == (
         "a.jpg", "ok", "uncertain", 0.6, 0.6, 0.4, 2, 640, 480, None, 1, 2, 3, 4, "low_confidence",
     )  # fmt: skip
-    assert list(first.rows()) == [first]
+    assert list(first.every_face()) == [first]
 
 
 def test_only_what_is_wrong_with_a_file_is_a_failure() -> None:

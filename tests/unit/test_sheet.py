@@ -1,0 +1,104 @@
+"""evaluation/sheet.py: the pictures worth looking at, with their boxes, and nothing that a name can do to the page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import re
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gender_batch.evaluation.gallery import boxed
+from gender_batch.evaluation.sheet import MOST, Sheet
+from gender_batch.pictures.read import Picture
+from gender_batch.prediction import Person, Prediction, Reason, Status
+
+LABELS = ("<b>female</b>", "male")
+
+
+def certain(path: Path | str, confidence: float, **more: object) -> Prediction:
+    return Prediction(str(path), Status.OK, "male", (1 - confidence, confidence), 1, 400, 300, **more)  # type: ignore[arg-type]
+
+
+def test_a_page_of_each_kind(tmp_path: Path) -> None:
+    names = ["sure.png", "doubtful.png", "couple.png", "nobody.png"]
+    for name in names:
+        Image.new("RGB", (400, 300), "navy").save(tmp_path / name)
+    couple = Person("male", (0.2, 0.8), (200, 100, 50, 50))
+    sheet = Sheet()
+    sheet.add(certain(tmp_path / "sure.png", 0.99))
+    sheet.add(certain(tmp_path / "doubtful.png", 0.6))
+    sheet.add(
+        Prediction(
+            str(tmp_path / "couple.png"), Status.OK, "uncertain", (0.9, 0.1), 2, 400, 300, None, (50, 100, 50, 50),
+            Reason.PEOPLE_DIFFER, (couple,),
+        )
+    )  # fmt: skip
+    sheet.add(Prediction(str(tmp_path / "nobody.png"), Status.NO_FACE, faces=0, width=400, height=300))
+    sheet.add(Prediction(str(tmp_path / "broken.png"), Status.CORRUPT))
+    sheet.add(certain(tmp_path / "gone.png", 0.7))
+    sheet.write(tmp_path / "sheet.html", LABELS, workers=1)
+    page = (tmp_path / "sheet.html").read_text()
+    assert stat.S_IMODE((tmp_path / "sheet.html").stat().st_mode) == 0o600
+    shown = [Path(name).name for name in re.findall(r"<small><bdi>(.*?)</bdi>", page)]
+    assert shown == ["doubtful.png", "gone.png", "sure.png", "couple.png", "nobody.png"]
+    assert "cannot be read any more" in page
+    assert "&lt;b&gt;female&lt;/b&gt;</bdi> 90.0%" in page
+    assert "broken.png" not in page
+    pictures = [base64.b64decode(found) for found in re.findall(r"data:image/jpeg;base64,([^\"]+)", page)]
+    assert len(pictures) == 4
+    with Image.open(io.BytesIO(pictures[2])) as thumbnail:
+        assert thumbnail.size == (240, 180)
+        yellow = np.asarray(thumbnail.convert("RGB")).astype(int)[:, :, 0] > 150
+    columns = np.flatnonzero(yellow.any(axis=0))
+    assert columns.min() == pytest.approx(50 * 0.6, abs=2)
+    assert columns.max() == pytest.approx(250 * 0.6, abs=2)
+
+
+def test_names_do_nothing_to_the_page(tmp_path: Path) -> None:
+    nasty = ["<script>alert(1)</script>\"'&.png", os.fsdecode(b"caf\xe9\n.png"), "\u202egnp.png"]
+    sheet = Sheet()
+    for name in nasty:
+        sheet.add(certain(name, 0.9))
+    sheet.write(tmp_path / "sheet.html", LABELS, workers=1)
+    page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "default-src 'none'" in page
+    assert "\u202e" not in page
+    assert "caf\\xe9\\n.png" in html.unescape(page)
+
+
+def test_it_is_bounded_and_keeps_the_least_certain(tmp_path: Path) -> None:
+    sheet = Sheet()
+    for number in range(3 * MOST):
+        sheet.add(certain(f"{number}.png", 0.5 + number / 1000))
+        sheet.add(Prediction(f"nobody {number}.png", Status.NO_FACE))
+    sheet.write(tmp_path / "sheet.html", LABELS, workers=1, name_of=str.upper)
+    page = (tmp_path / "sheet.html").read_text()
+    shown = re.findall(r"<small><bdi>(.*?)</bdi>", page)
+    assert shown[:MOST] == [f"{number}.PNG" for number in range(MOST)]
+    assert len(set(shown)) == 2 * MOST
+    assert f"{MOST} of {3 * MOST} are shown" in page
+
+
+@pytest.mark.parametrize(("size", "box"), [((400, 300), (100, 60, 80, 120)), ((2000, 100), (960, 20, 40, 60))])
+def test_boxes_are_where_the_faces_are(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
+    """Also in a picture that was decoded at half its size, and in one so long that only its centre is shown."""
+    left, top, width, height = box
+    picture = Image.new("RGB", size, "black")
+    picture.paste("red", (left, top, left + width, top + height))
+    half = picture.resize((size[0] // 2, size[1] // 2))
+    for image in (picture, half):
+        shown = np.asarray(boxed(Picture(image, *size), [box], 200)).astype(int)
+        red = (shown[:, :, 0] > 150) & (shown[:, :, 1] < 90)
+        frame = (shown[:, :, 0] > 150) & (shown[:, :, 1] > 150)
+        for axis in (0, 1):
+            inner, outer = np.flatnonzero(red.any(axis=axis)), np.flatnonzero(frame.any(axis=axis))
+            assert inner.min() == pytest.approx(outer.min(), abs=4)
+            assert inner.max() == pytest.approx(outer.max(), abs=4)
