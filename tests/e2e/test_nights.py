@@ -100,7 +100,9 @@ def test_killed_again_and_again_it_ends_as_if_undisturbed(faces: list[Path], tmp
     for number in range(800):
         (tree / f"{number:04}.jpg").hardlink_to(faces[number % len(faces)])
     (tree / "bad.jpg").write_text("no picture")
+    began = time.monotonic()
     score(tree, tmp_path / "undisturbed.csv")
+    undisturbed = time.monotonic() - began
     expected = (tmp_path / "undisturbed.csv").read_bytes()
     out = tmp_path / "rows.csv"
     out.write_text("yesterday")
@@ -113,7 +115,7 @@ def test_killed_again_and_again_it_ends_as_if_undisturbed(faces: list[Path], tmp
         assert process.stderr is not None
         if dice.random() < 0.8:
             process.stderr.readline()  # it has begun
-        time.sleep(dice.random())
+        time.sleep(dice.random() * undisturbed / 2)
         process.kill()
         process.wait()
         process.stderr.close()
