@@ -312,7 +312,7 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
         "pictures": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         "balance": order.balance,
         "auxiliary_columns": list(order.auxiliary),
-        "groups": order.group_by or (str(order.labels_file.name) if order.labels_file else None),
+        "groups": _grouped_by(order, data),
         "data_sha256": data.digest,
     }
     Checkpoint(
@@ -359,6 +359,13 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
         ),
     )
     return Result(folder, metrics["val"], metrics.get("test"), threshold, answers)
+
+
+def _grouped_by(order: Order, data: Dataset) -> str | None:
+    """What told people apart; None where every picture counted as a person of its own."""
+    if all(sample.group == sample.name for sample in data.all):
+        return None
+    return order.group_by or (order.labels_file.name if order.labels_file else None)
 
 
 def _accuracy_by_scale(

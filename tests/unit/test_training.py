@@ -133,6 +133,16 @@ def test_the_loss_of_what_else_is_learnt_is_the_mean_over_columns_of_what_is_kno
     assert _Auxiliary(None, torch.device("cpu"))(torch.zeros(5, EMBEDDING)) == []
 
 
+def test_nobody_is_said_to_be_told_apart_where_pictures_were_not_grouped(tmp_path: Path) -> None:
+    alone = tuple(Sample(f"{n}.jpg", n % 2, f"{n}.jpg") for n in range(4))
+    data = Dataset(Path("faces"), ("x", "y"), alone, (), (), (), "")
+    listed = replace(order(tmp_path), labels_file=Path("labels.csv"))
+    assert run._grouped_by(listed, data) is None
+    people = tuple(replace(sample, group="anna") for sample in alone[:2])
+    assert run._grouped_by(listed, replace(data, train=people + alone[2:])) == "labels.csv"
+    assert run._grouped_by(replace(listed, group_by="/(.*)_"), replace(data, train=people)) == "/(.*)_"
+
+
 def test_the_program_has_features_to_start_from() -> None:
     network = Network(3)
     before = network.state_dict()["backbone.features.0.0.weight"].clone()
