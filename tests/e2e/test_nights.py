@@ -14,8 +14,9 @@ import statistics
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import pytest
 from installed import COMMAND, gender_batch, read_csv
@@ -127,6 +128,16 @@ def test_killed_again_and_again_it_ends_as_if_undisturbed(faces: list[Path], tmp
     assert not list(tmp_path.glob(".*"))  # no journal, no lock, no temporary file
 
 
+def send_until_scored(names: IO[bytes], pictures: Sequence[Path], state: Path) -> None:
+    """Send pictures until rows are committed; the list stays open, so that the run cannot end by itself."""
+    for path in itertools.cycle(pictures):
+        if scored_in(state):
+            return
+        names.write(os.fsencode(path) + b"\n")
+        names.flush()
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("stop", ["SIGTERM", "SIGINT", "deadline"])
 def test_stopped_it_says_how_to_go_on_and_does(faces: list[Path], tmp_path: Path, stop: str) -> None:
     out = tmp_path / "rows.csv"
@@ -135,11 +146,11 @@ def test_stopped_it_says_how_to_go_on_and_does(faces: list[Path], tmp_path: Path
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stderr is not None
-        process.stdin.write(b"".join(os.fsencode(path) + b"\n" for path in faces))
-        process.stdin.flush()  # and the list stays open: the run cannot end by itself
-        if stop != "deadline":
-            while scored_in(tmp_path / ".rows.csv.state") < 8:
-                time.sleep(0.1)
+        if stop == "deadline":
+            process.stdin.write(b"".join(os.fsencode(path) + b"\n" for path in faces))
+            process.stdin.flush()  # and the list stays open, too
+        else:
+            send_until_scored(process.stdin, faces, tmp_path / ".rows.csv.state")
             process.send_signal(signal.Signals[stop])
         code = process.wait(timeout=60)
         told = process.stderr.read().decode()
@@ -162,12 +173,7 @@ def test_it_can_be_stopped_while_its_workers_hang(faces: list[Path], tmp_path: P
     ) as process:
         assert process.stdin is not None
         assert process.stderr is not None
-        process.stdin.write(b"".join(os.fsencode(path) + b"\n" for path in faces))
-        process.stdin.flush()
-        assert b"device" in process.stderr.readline()
-        state = tmp_path / ".rows.csv.state"
-        while not scored_in(state):  # then the workers are there
-            time.sleep(0.1)
+        send_until_scored(process.stdin, faces, tmp_path / ".rows.csv.state")
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         workers = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
         assert workers
