@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import resource
 import signal
@@ -202,8 +203,9 @@ def work(
 
 
 def _quieten_libraries() -> None:
-    """What decoders in C print goes nowhere: libtiff has a line for every odd tag of a hostile file, and standard error
-    belongs to the run's log. Python's own tracebacks still get there."""
+    """What decoders say goes nowhere: libtiff has a line for every odd tag of a hostile file, Pillow logs more, and
+    standard error belongs to the run's log. Tracebacks still get there."""
+    logging.disable()
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):

@@ -351,7 +351,11 @@ def test_a_log_for_collectors_is_json_to_the_last_line(faces: list[Path], tmp_pa
     damaged = bytearray((tmp_path / "odd.tif").read_bytes())
     damaged[40:200] = bytes(byte ^ 0x5A for byte in damaged[40:200])
     (tmp_path / "odd.tif").write_bytes(damaged)  # of which libtiff has a lot to tell
-    for sources, last in (([faces[0], tmp_path / "odd.tif"], "done"), ([tmp_path / "none"], "error")):
+    Image.new("RGB", (4, 4)).save(tmp_path / "odder.tif")
+    samples = b"\x15\x01\x03\x00\x01\x00\x00\x00"  # tag 277, SamplesPerPixel; Pillow logs 66 of them as an error
+    (tmp_path / "odder.tif").write_bytes((tmp_path / "odder.tif").read_bytes().replace(samples + b"\3", samples + b"B"))
+    odd = [tmp_path / "odd.tif", tmp_path / "odder.tif"]
+    for sources, last in (([faces[0], *odd], "done"), ([tmp_path / "none"], "error")):
         result = gender_batch("classify", *sources, "--out", tmp_path / "rows.csv", "--log-format", "json")
         events = [json.loads(line) for line in result.stderr.splitlines()]
         assert events[-1]["event"] == last
