@@ -66,16 +66,17 @@ def large(faces: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def test_large_photos_that_are_decoded_at_a_reduced_scale_get_nearly_the_same(
     large: dict[str, Path], tmp_path: Path, coding: str
 ) -> None:
-    """Measured on 150 such photos: mean 0.014, 99% within 0.11 (baseline); 0.017 and 0.12 (progressive).
+    """Measured on 150 other photos: mean 0.016, 95% within 0.064 (baseline); 0.014 and 0.068 (progressive).
 
-    A crop that is one pixel off changes the probabilities of photos that are not reduced at all by as much as 0.28.
+    The largest difference says nothing: a crop that is one pixel off changes the probabilities of photos that are not
+    reduced at all by as much.
     """
     model = Model(MODEL)
     expected = np.stack([reference(model, path) for path in sorted(large[coding].iterdir())])
     found = classified(large[coding], tmp_path / "rows.csv")
     difference = np.abs(found - expected)[:, 0]
     assert difference.mean() < 0.03
-    assert difference.max() < 0.25
+    assert np.quantile(difference, 0.9) < 0.1
     threshold = model.metadata.threshold
     sure = (expected.max(1) >= threshold) & (found.max(1) >= threshold)
     assert sure.sum() >= 5
