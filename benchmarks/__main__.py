@@ -105,8 +105,8 @@ def _report(plan: Plan) -> list[str]:
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, gender-batch {__version__}, {_processor()}, {usable_cores()} cores, "
         f"{', '.join(f'{name} {version}' for name, version in versions().items())}; model {default_model('cpu').name}. "
-        f"Medians of {plan.rounds} rounds, in pictures per second; `ceiling`: each core decodes a picture, then infers "
-        "it, and does nothing else.",
+        f"Medians of {plan.rounds} rounds, in pictures per second; `ceiling`: reckoned from "
+        "the two columns before it, as if each core decoded a picture, then inferred it, and neither slowed the other.",
         "",
         "| photos | KB | decode alone | infer alone | ceiling | classify | of ceiling | range |",
         "|---|---|---|---|---|---|---|---|",
@@ -193,20 +193,9 @@ def _measure(plan: Plan, kind: Kind, place: Path, some: int, peers: list[str]) -
     return found
 
 
-def _classify(folder: Path, out: Path) -> list[str | Path]:
-    return [
-        sys.executable,
-        "-m",
-        "gender_batch",
-        "classify",
-        folder,
-        "--out",
-        out,
-        "--device",
-        "cpu",
-        "--faces",
-        "never",
-    ]
+def _classify(folder: Path, out: Path | str) -> list[str | Path]:
+    options = ("--device", "cpu", "--faces", "never")
+    return [sys.executable, "-m", "gender_batch", "classify", folder, "--out", out, *options]
 
 
 def _agreement(labels: list[int], rows: Path) -> float:
@@ -232,20 +221,9 @@ def _rate(command: Callable[[int], list[str | Path]], many: int, peaks: list[flo
 def _first_row(folder: Path) -> float:
     """Seconds from the start of the command to the first row on standard output."""
     began = time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "gender_batch",
-        "classify",
-        folder,
-        "--out",
-        "-",
-        "--device",
-        "cpu",
-        "--faces",
-        "never",
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT) as running:
+    with subprocess.Popen(
+        _classify(folder, "-"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
+    ) as running:
         if running.stdout:
             running.stdout.readline()  # the names of the columns
             running.stdout.readline()
