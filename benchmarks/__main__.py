@@ -106,10 +106,11 @@ def _report(plan: Plan) -> list[str]:
         f"{datetime.now(UTC):%Y-%m-%d}, gender-batch {__version__}, {_processor()}, {usable_cores()} cores, "
         f"{', '.join(f'{name} {version}' for name, version in versions().items())}; model {default_model('cpu').name}. "
         f"Medians of {plan.rounds} rounds, in pictures per second; `ceiling`: reckoned from "
-        "the two columns before it, as if each core decoded a picture, then inferred it, and neither slowed the other.",
+        "the two columns before it, as if each core decoded a picture, then inferred it, and neither slowed the other. "
+        "`outside both`: microseconds of a core that a picture took beyond that, with what one slows the other.",
         "",
-        "| photos | KB | decode alone | infer alone | ceiling | classify | of ceiling | range |",
-        "|---|---|---|---|---|---|---|---|",
+        "| photos | KB | decode alone | infer alone | ceiling | classify | of ceiling | range | outside both |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     beside = [
         "| photos | classify | " + " | ".join(present) + " |",
@@ -132,7 +133,8 @@ def _report(plan: Plan) -> list[str]:
             lines.append(
                 f"| {kind.name} | {size / 1000:.0f} | {decode:,.0f} | {infer:,.0f} "
                 f"| {ceiling.together(decode, infer):,.0f} | {ours:,.0f} | **{ratio:.2f}** "
-                f"| {min(found['ratio']):.2f}..{max(found['ratio']):.2f} |"
+                f"| {min(found['ratio']):.2f}..{max(found['ratio']):.2f} "
+                f"| {1e6 * usable_cores() * (1 / ours - 1 / ceiling.together(decode, infer)):.0f} |"
             )
             click.echo(lines[-1], err=True)
             if kind.peers and present:

@@ -14,6 +14,9 @@ from gender_batch.model.metadata import Metadata
 from gender_batch.model.session import Model
 from gender_batch.scoring.cores import usable_cores
 
+TOGETHER = 4
+"""Pictures inferred at a time: of 1, 2, 4 and 8 the quickest, or next to it, with int8 and VNNI."""
+
 
 def _decode(model: Path, paths: Sequence[str], pipe: Connection) -> None:
     spec = _metadata(model).preprocessing
@@ -27,15 +30,16 @@ def _decode(model: Path, paths: Sequence[str], pipe: Connection) -> None:
 def _infer(model: Path, paths: Sequence[str], pipe: Connection) -> None:
     opened = Model(model, "cpu", threads=1)
     spec = opened.metadata.preprocessing
-    pixels = spec.apply(spec.read(paths[0]).image)[np.newaxis]
+    pixels = np.stack([spec.apply(spec.read(paths[0]).image)] * TOGETHER)
 
     def once(_: str) -> None:
         opened.probabilities(pixels)
 
-    _measure(once, paths, pipe)
+    _measure(once, paths[::TOGETHER], pipe, TOGETHER)
 
 
-def _measure(once: Callable[[str], None], paths: Sequence[str], pipe: Connection) -> None:
+def _measure(once: Callable[[str], None], paths: Sequence[str], pipe: Connection, pictures: int = 1) -> None:
+    """How many pictures per second there are if `once` does so many."""
     for path in paths[:8]:
         once(path)
     pipe.send(None)
@@ -43,7 +47,7 @@ def _measure(once: Callable[[str], None], paths: Sequence[str], pipe: Connection
     began = time.perf_counter()
     for path in paths:
         once(path)
-    pipe.send(len(paths) / (time.perf_counter() - began))
+    pipe.send(pictures * len(paths) / (time.perf_counter() - began))
 
 
 def _metadata(model: Path) -> Metadata:

@@ -135,5 +135,5 @@ def columns(labels: Sequence[str]) -> tuple[str, ...]:
 
 def decide(probabilities: Sequence[float], labels: Sequence[str], threshold: float) -> str:
     """The label of the largest probability, or `uncertain` where that is below `threshold`."""
-    best = max(range(len(labels)), key=lambda index: probabilities[index])
-    return labels[best] if probabilities[best] >= threshold else UNCERTAIN
+    best = max(probabilities)
+    return labels[probabilities.index(best)] if best >= threshold else UNCERTAIN

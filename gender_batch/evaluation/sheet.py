@@ -21,7 +21,7 @@ from gender_batch.outputs.publish import published
 from gender_batch.pictures.read import PictureError, decode_picture
 from gender_batch.prediction import Box, Prediction, Reason, Status
 from gender_batch.scoring.pool import WorkerPool
-from gender_batch.scoring.worker import Outcome, Step
+from gender_batch.scoring.worker import Outcome, Step, StepFactory
 
 TEMPLATE = "sheet.html.j2"
 
@@ -119,7 +119,7 @@ def _source(outcome: Outcome) -> str | None:
 
 
 @dataclass(frozen=True)
-class Thumbnails:
+class Thumbnails(StepFactory):
     """Makes the step that gives a picture's thumbnail, the bytes of a JPEG; the faces' boxes are by path."""
 
     boxes: dict[str, tuple[Box, ...]]

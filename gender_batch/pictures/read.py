@@ -9,12 +9,15 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from gender_batch.pictures.scans import without_late_scans
+from gender_batch.pictures.scans import NeverEnoughError, ends_properly, shortened, without_late_scans
 from gender_batch.prediction import Status
 
 PIXEL_LIMIT = 89_478_485
@@ -22,6 +25,9 @@ PIXEL_LIMIT = 89_478_485
 
 BYTE_LIMIT = 512 * 1024 * 1024
 """Largest file that is read into memory."""
+
+BLOCK = 32 * 1024
+"""Bytes that are asked for at a time where perhaps not all are needed."""
 
 EXIF_ORIENTATION = 0x0112
 """Tag number of the orientation, 1..8 (Exif 2.32, 4.6.4 A)."""
@@ -126,6 +132,33 @@ _ANYBODY_READS = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 
 def read_bytes(path: str, limit: int = BYTE_LIMIT) -> bytes:
     """The content of a regular file of at most `limit` bytes. Raises PictureError."""
+    return _read(path, limit, lambda file, size: file.read(size + 1))
+
+
+def read_needed(path: str, shorter_side: int, limit: int = BYTE_LIMIT) -> bytes:
+    """`read_bytes`, but of a file of which `decode_picture` leaves out scans for `shorter_side` only what it keeps:
+    less than half of the bytes, asked for one after another, which pays where bytes come slowly."""
+    return _read(path, limit, partial(_take_needed, shorter_side))
+
+
+def _take_needed(shorter_side: int, file: BinaryIO, size: int) -> bytes:
+    # Otherwise the system would read on, unasked.
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+    data = file.read(BLOCK)
+    try:
+        short = shortened(data, shorter_side)
+        if not ends_properly(os.pread(file.fileno(), 2, max(0, size - 2))):
+            raise NeverEnoughError
+        while short is None and (more := file.read(BLOCK)):
+            data += more
+            short = shortened(data, shorter_side)
+    except NeverEnoughError:
+        short = None
+    return data + file.read(size + 1 - len(data)) if short is None else short
+
+
+def _read(path: str, limit: int, take: Callable[[BinaryIO, int], bytes]) -> bytes:
+    """What is taken of a file of so many bytes."""
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
             status = os.fstat(file.fileno())
@@ -136,7 +169,7 @@ def read_bytes(path: str, limit: int = BYTE_LIMIT) -> bytes:
                 raise PictureError(Status.UNREADABLE, os.strerror(errno.EACCES))
             if status.st_size > limit:
                 raise PictureError(Status.TOO_LARGE, f"{status.st_size:,} bytes; the limit is {limit:,} bytes")
-            return file.read(status.st_size + 1)
+            return take(file, status.st_size)
     except ValueError:  # a NUL, or a surrogate that stands for no byte
         raise PictureError(Status.UNREADABLE, "no file can have this name") from None
     except OSError as error:

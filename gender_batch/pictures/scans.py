@@ -18,6 +18,9 @@ _FULLEST_CODE = 1 << 16
 """Code space of 16 bits. libjpeg refuses a Huffman table that fills it: no code may be all ones (T.81, F.1.2.1.3)."""
 
 
+_END = bytes((0xFF, _EOI))
+
+
 class _Irregular(Exception):
     """Nothing to leave out, or a structure of which libjpeg itself must say what it is."""
 
@@ -32,13 +35,25 @@ class _Component:
 @dataclass
 class _Structure:
     """Where the pieces of a file lie: `kept` are byte ranges from its start on, `cut` the components of which some
-    AC scan is left out when it is decoded at 1/`scale`."""
+    AC scan is left out when it is decoded at 1/`scale`. `lacking` tells of each component's coefficients how many bits
+    the scans so far leave to later ones, None where there was none; `stopped`, that no later scan was looked at."""
 
     scale: int = 1
     components: dict[int, _Component] = field(default_factory=dict)
+    lacking: dict[int, list[int | None]] = field(default_factory=dict)
     tables: dict[int, bool] = field(default_factory=dict)  # by DHT's class and identifier: whether libjpeg takes it
     kept: list[tuple[int, int]] = field(default_factory=list)
     cut: set[int] = field(default_factory=set)
+    stopped: bool = False
+
+    def needs_no_more(self) -> bool:
+        """Whether all scans that may follow can be left out, and some must: nothing lacks but bits of AC coefficients,
+        or AC coefficients that are not shown."""
+        for name, (mean, *others) in self.lacking.items():
+            shown = not (self.scale == 8 and _shows_only_means(self.components[name], self))
+            if mean != 0 or (shown and None in others):
+                return False
+        return any(any(bits != 0 for bits in bits_of[1:]) for bits_of in self.lacking.values())
 
 
 def without_late_scans(data: bytes, shorter_side: int) -> bytes:
@@ -50,17 +65,41 @@ def without_late_scans(data: bytes, shorter_side: int) -> bytes:
     keeps all its bits. Headers, tables and metadata stay. At 1/2 nothing is left out: there it changes pictures more
     than decoding at that scale does.
 
-    The file must be regular from its first marker to its EOI; any other, and any that is not progressive or is
-    arithmetic-coded, comes back as it is, so that libjpeg says of it what it always says. What cannot be seen is
-    damage within the entropy-coded data of a scan that is left out, which libjpeg does not treat as an error either.
+    The file must be regular from its first marker to the last scan that is needed, and end with EOI; any other, and
+    any that is not progressive or is arithmetic-coded, comes back as it is, so that libjpeg says of it what it always
+    says. What cannot be seen is damage of what is left out. Within entropy-coded data, that is nearly all of it,
+    libjpeg would not treat it as an error either.
     """
+    found = _Structure()
     try:
-        structure = _walk(data, shorter_side)
+        _walk(data, shorter_side, found, may_stop=ends_properly(data))
     except (_Irregular, IndexError):  # IndexError: cut short within a header
         return data
-    if not structure.cut:
-        return data
-    return b"".join([*(data[start:end] for start, end in structure.kept), _closing(structure.cut), b"\xff\xd9"])
+    return _spliced(data, found) if found.cut else data
+
+
+def ends_properly(end: bytes) -> bool:
+    return end.endswith(_END)
+
+
+class NeverEnoughError(Exception):
+    """All of the file is needed."""
+
+
+def shortened(start: bytes, shorter_side: int) -> bytes | None:
+    """What `without_late_scans` makes of a file that begins with `start` and ends with EOI, None if more of it must be
+    seen to tell. Raises NeverEnoughError of a file that is no progressive JPEG, or not decoded at 1/4 or 1/8."""
+    found = _Structure()
+    try:
+        _walk(start, shorter_side, found, may_stop=True)
+    except (_Irregular, IndexError):
+        if not found.components or found.scale == 1:
+            raise NeverEnoughError from None
+    return _spliced(start, found) if found.stopped else None
+
+
+def _spliced(data: bytes, structure: _Structure) -> bytes:
+    return b"".join([*(data[start:end] for start, end in structure.kept), _closing(structure.cut), _END])
 
 
 def _closing(components: set[int]) -> bytes:
@@ -74,8 +113,8 @@ def _closing(components: set[int]) -> bytes:
     return table + b"".join(scans)
 
 
-def _walk(data: bytes, shorter_side: int) -> _Structure:
-    found = _Structure()
+def _walk(data: bytes, shorter_side: int, found: _Structure, may_stop: bool) -> None:
+    """Note the structure up to EOI, or, where it `may_stop`, up to the end of the last scan that is needed."""
     position, kept_from = 2, 0
     if data[0] != 0xFF or data[1] != _SOI:
         raise _Irregular
@@ -89,7 +128,7 @@ def _walk(data: bytes, shorter_side: int) -> _Structure:
         position += 1
         if marker == _EOI:
             found.kept.append((kept_from, start))
-            return found
+            return
         if not found.components and marker in _SOF_OTHERS:
             raise _Irregular  # not progressive, or arithmetic-coded
         end = position + int.from_bytes(data[position : position + 2], "big")
@@ -102,9 +141,15 @@ def _walk(data: bytes, shorter_side: int) -> _Structure:
             if scan_end is None:
                 raise _Irregular
             position = scan_end.start()
+            _note_scan(content, found)
             if _is_late(content, found):
                 found.kept.append((kept_from, start))
                 kept_from = position
+            if may_stop and found.needs_no_more():
+                found.kept.append((kept_from, position))
+                found.cut |= {name for name, bits in found.lacking.items() if any(bit != 0 for bit in bits[1:])}
+                found.stopped = True
+                return
         elif marker == _DHT:
             _note_tables(content, found)
         elif marker == _SOF_PROGRESSIVE and not found.components:
@@ -122,6 +167,7 @@ def _note_frame(frame: bytes, found: _Structure, shorter_side: int) -> None:
     for start in range(6, 6 + 3 * frame[5], 3):
         sampling = frame[start + 1]
         found.components[frame[start]] = _Component(frame[start], sampling >> 4, sampling & 15)
+        found.lacking[frame[start]] = [None] * 64
 
 
 def _note_tables(tables: bytes, found: _Structure) -> None:
@@ -132,6 +178,17 @@ def _note_tables(tables: bytes, found: _Structure) -> None:
         used = sum(count << (15 - bits) for bits, count in enumerate(counts))
         found.tables[tables[start]] = len(counts) == 16 and used < _FULLEST_CODE
         start += 17 + sum(counts)
+
+
+def _note_scan(scan: bytes, found: _Structure) -> None:
+    """T.81, B.2.3 and G.1.1.1: components, first and last coefficient, and the bit at which the scan ends."""
+    if len(scan) != 2 * scan[0] + 4:
+        raise _Irregular
+    *named, first, last, bits = scan[1:]
+    for name in named[::2]:
+        if name not in found.lacking or last > 63:
+            raise _Irregular
+        found.lacking[name][first : last + 1] = [bits & 15] * (last + 1 - first)
 
 
 def _is_late(scan: bytes, found: _Structure) -> bool:

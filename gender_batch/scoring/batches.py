@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +57,7 @@ class BatchInference:
                 if outcome.result is not None:
                     filling.pixels[filling.filled : filling.filled + squares] = outcome.result
                     filling.filled += squares
-                filling.held.append((path, replace(outcome, result=None), squares))
+                filling.held.append((path, outcome._replace(result=None), squares))
             yield from _answers(running)
             yield from _answers((thread.submit(self._infer, filling), filling))
 
@@ -89,12 +88,12 @@ def _answers(
         return
     future, batch = running
     probabilities, seconds = future.result()
-    each = seconds / max(1, batch.filled)
+    of_each, time_of_each = probabilities.tolist(), seconds / max(1, batch.filled)
     start = 0
     for path, outcome, squares in batch.held:
         if squares:
-            result: Any = probabilities[start : start + squares]
-            outcome = replace(outcome, result=result, inference=each * squares)
+            mine = of_each[start : start + squares]
+            outcome = outcome._replace(probabilities=mine, inference=time_of_each * squares)
             start += squares
         yield path, outcome
     batch.held.clear()

@@ -9,8 +9,8 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from itertools import chain, islice
+from math import ceil
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -27,7 +27,11 @@ LOOK_AHEAD = 64
 """Chunks per worker that may be finished but wait for an earlier one: bounds memory to this many outcomes."""
 
 QUEUED = 2
-"""Chunks a worker holds: the one in hand and the next, so that it never waits for the parent."""
+"""Chunks a worker holds: the one in hand and the next, so that it never waits for the parent. More where it says that
+files are slow to read."""
+
+QUEUED_WITH_PLACES = 4
+"""Chunks a worker holds at most where each of them takes up room for its pixels."""
 
 START_LIMIT = 3
 """Workers that may die in a row without having a picture in hand before the run gives up."""
@@ -74,6 +78,7 @@ class _Worker:
         theirs.close()
         self.born = time.monotonic()
         self.ready = False
+        self.queued = QUEUED
         self.chunks: deque[tuple[_Chunk, list[int]]] = deque()
 
     def give(self, chunk: _Chunk) -> None:
@@ -152,9 +157,9 @@ class WorkerPool:
                 while in_order and not in_order[0].missing():
                     yield from self._done(in_order.popleft())
                 # One round gives every worker its first chunk, the next its second: a short list is spread.
-                for level in range(QUEUED):
+                for level in range(max(worker.queued for worker in self._workers)):
                     for worker in self._workers:
-                        if len(worker.chunks) > level:
+                        if len(worker.chunks) > level or level >= worker.queued:
                             continue
                         if again:
                             worker.give(again.popleft())
@@ -185,7 +190,7 @@ class WorkerPool:
                     place = chunk.places[index]
                     first = squares[place : place + 1]
                     others = outcome.result
-                    outcome = replace(outcome, result=np.concatenate([first, others]) if len(others) else first)
+                    outcome = outcome._replace(result=np.concatenate([first, others]) if len(others) else first)
                 yield path, outcome
         finally:
             self._take_back(chunk)
@@ -198,16 +203,20 @@ class WorkerPool:
         """Take what the workers have sent; replace those that died or hang."""
         waited: list[Any] = [worker.connection for worker in self._workers]
         waited += [worker.process.sentinel for worker in self._workers]
-        wait(waited, timeout=min(1.0, self.picture_timeout / 4))
+        ready = set(wait(waited, timeout=min(1.0, self.picture_timeout / 4)))
         for number, worker in enumerate(self._workers):
-            alive = self._receive(worker)
+            alive = worker.process.sentinel not in ready
+            if not alive:
+                self._receive_all(worker)  # what it sent before it died still counts
+            elif worker.connection in ready:
+                alive = self._receive(worker)
             if alive:
                 in_hand = worker.in_hand()
                 if not worker.overdue(self.picture_timeout):
                     continue
                 worker.process.kill()
                 worker.process.join()
-                self._receive(worker)  # what it finished in the last instant
+                self._receive_all(worker)  # what it finished in the last instant
             else:
                 worker.process.join()
                 in_hand = worker.in_hand()
@@ -221,23 +230,31 @@ class WorkerPool:
             self._workers[number] = _Worker(self._context, self.factory, self._slots)
 
     def _receive(self, worker: _Worker) -> bool:
-        """All complete messages of the worker; False if it is dead."""
-        dead = not worker.process.is_alive()  # before reading: what it sent before it died still counts
+        """Take the next message of the worker; False if there is none, since it has closed its end."""
         try:
-            while worker.connection.poll():
-                outcomes = worker.connection.recv()
-                if not worker.ready:
-                    worker.ready = True
-                    continue
-                self._deaths_without_culprit = 0
-                chunk, sent = worker.chunks.popleft()
-                for index, outcome in zip(sent, outcomes, strict=True):
-                    chunk.outcomes[index] = outcome
-                if chunk.unwanted:
-                    self._take_back(chunk)
+            answer = worker.connection.recv()
         except (EOFError, OSError):
-            dead = True
-        return not dead
+            return False
+        if not worker.ready:
+            worker.ready = True
+            return True
+        outcomes, at_hand = answer
+        worker.queued = max(QUEUED, ceil(at_hand / CHUNK))
+        if self._slots:
+            worker.queued = min(worker.queued, QUEUED_WITH_PLACES)
+        self._deaths_without_culprit = 0
+        chunk, sent = worker.chunks.popleft()
+        for index, outcome in zip(sent, outcomes, strict=True):
+            chunk.outcomes[index] = outcome
+        if chunk.unwanted:
+            self._take_back(chunk)
+        return True
+
+    def _receive_all(self, worker: _Worker) -> None:
+        """All complete messages of a worker that has ended."""
+        with suppress(OSError):
+            while worker.connection.poll() and self._receive(worker):
+                pass
 
     def _blame(self, worker: _Worker, in_hand: tuple[_Chunk, int] | None, status: Status) -> None:
         if in_hand is not None:

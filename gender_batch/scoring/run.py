@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gender_batch.faces.fetch import GET_IT, SHA256, DetectorError, find_detector, verified
@@ -12,7 +12,7 @@ from gender_batch.faces.look import LOOKING, FaceSearch
 from gender_batch.model.metadata import Metadata
 from gender_batch.model.session import Device, Model
 from gender_batch.pictures.preprocessing import READING
-from gender_batch.prediction import PROBABILITY_DIGITS, UNCERTAIN, Person, Prediction, Reason, Status, decide
+from gender_batch.prediction import PROBABILITY_DIGITS, UNCERTAIN, Box, Person, Prediction, Reason, Status, decide
 from gender_batch.scoring.batches import GPU_BATCH, BatchInference
 from gender_batch.scoring.cores import usable_cores
 from gender_batch.scoring.pool import WorkerPool
@@ -63,6 +63,10 @@ class Summary:
             confidence = max(row.probabilities)
             self.confidences += confidence
             self.squared_confidences += confidence * confidence
+
+
+_Said = tuple[str | None, tuple[float, ...], Reason | None, tuple[Person, ...]]
+"""Label, probabilities and reason of the main person, and what is said of the others."""
 
 
 class Scorer:
@@ -149,31 +153,41 @@ class Scorer:
             yield self._row(path, outcome)
 
     def _row(self, path: str, outcome: Outcome) -> Prediction:
-        row = Prediction(
+        said: _Said = (None, (), None, ())
+        if outcome.probabilities:
+            said = self._said(outcome.probabilities, outcome.boxes)
+        label, probabilities, reason, others = said
+        return Prediction(
             path,
             outcome.status,
-            faces=outcome.faces,
-            width=outcome.width,
-            height=outcome.height,
-            error=outcome.error,
-            box=next(iter(outcome.boxes), None),
+            label,
+            probabilities,
+            outcome.faces,
+            outcome.width,
+            outcome.height,
+            outcome.error,
+            outcome.boxes[0] if outcome.boxes else None,
+            reason,
+            others,
         )
-        if outcome.result is None:
-            return row
+
+    def _said(self, of_each: Sequence[Sequence[float]], boxes: Sequence[Box]) -> _Said:
         answers = []
         metadata = self.metadata
-        for values in outcome.result.tolist():  # once: values one by one of an array take longer than the rest of this
+        for values in of_each:
             probabilities = tuple([round(value, PROBABILITY_DIGITS) for value in values])
             label = decide(probabilities, metadata.labels, metadata.threshold)
             answers.append((label, probabilities, Reason.LOW_CONFIDENCE if label == UNCERTAIN else None))
         (label, probabilities, reason), *rest = answers
+        if not rest:
+            return label, probabilities, reason, ()
         # Whom of several the picture is about cannot be told: their answers must agree, sure or not.
-        if rest and not (self.search and self.search.every) and len(set(outcome.result.argmax(axis=1).tolist())) > 1:
+        if not (self.search and self.search.every) and len({values.index(max(values)) for values in of_each}) > 1:
             label, reason = UNCERTAIN, Reason.PEOPLE_DIFFER
         others = tuple(
-            Person(other, shares, box, why) for (other, shares, why), box in zip(rest, outcome.boxes[1:], strict=True)
+            Person(other, shares, box, why) for (other, shares, why), box in zip(rest, boxes[1:], strict=True)
         )
-        return replace(row, label=label, probabilities=probabilities, reason=reason, others=others)
+        return label, probabilities, reason, others
 
 
 def _face_search(faces: Faces, pictures: str) -> FaceSearch | None:

@@ -293,8 +293,12 @@ def _answer(columns: Sequence[Any]) -> Answer:
     return (
         Status(status), label, tuple(json.loads(shares)), faces, width, height, error,
         tuple(json.loads(box)) if box else None, _reason(reason),
-        tuple(Person(name, tuple(p), tuple(b), _reason(r)) for name, p, b, r in json.loads(others or "[]")),
+        _others(others) if others else (),
     )  # fmt: skip
+
+
+def _others(text: str) -> tuple[Person, ...]:
+    return tuple(Person(name, tuple(shares), tuple(box), _reason(why)) for name, shares, box, why in json.loads(text))
 
 
 def _reason(text: str | None) -> Reason | None:

@@ -12,11 +12,11 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import zip_longest
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,25 +25,26 @@ from gender_batch.faces.look import FaceSearch, Looker
 from gender_batch.model.session import Model
 from gender_batch.pictures.ahead import ReadAhead
 from gender_batch.pictures.preprocessing import Preprocessing
-from gender_batch.pictures.read import PictureError
+from gender_batch.pictures.read import PictureError, read_needed
 from gender_batch.prediction import Box, Status
 from gender_batch.scoring.slots import Slots
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_M_ARENA_MAX = -8  # mallopt(3)
 
 MEMORY = 5 * 1024**3
 """Bytes of address space that a worker may take besides what its libraries and model have. The largest picture that is
 decoded, of 89 million 32-bit greys, takes 3 GiB of it; threads that read ahead, their heaps and files up to 1 GiB."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one picture.
+class Outcome(NamedTuple):
+    """What became of one picture. A tuple, since millions of them travel from process to process.
 
-    `result` holds a row of probabilities (N, classes) where the worker infers, pixels (N, size, size, 3) where it only
-    reads, and None where `status` is not ok. N is 1, or the number of people that are asked, the main one first, whose
-    faces are at `boxes`. `faces` were found, None where none were looked for. `reading` (waiting for the file's bytes),
-    `decoding` (up to the pixels that the model takes, but for the `finding` of faces) and `inference` are seconds.
+    `probabilities` holds those of each class for each of N squares, plain numbers, which travel in a fraction of an
+    array's time; before there are any, `result` holds the squares' pixels (N, size, size, 3). Both are None where
+    `status` is not ok. N is 1, or the number of people that are asked, the main one first, whose faces are at `boxes`.
+    `faces` were found, None where none were looked for. `reading` (waiting for the file's bytes), `decoding` (up to the
+    pixels that the model takes, but for the `finding` of faces) and `inference` are seconds.
     """
 
     status: Status
@@ -57,6 +58,7 @@ class Outcome:
     finding: float = 0.0
     faces: int | None = None
     boxes: tuple[Box, ...] = ()
+    probabilities: list[list[float]] | None = None
 
 
 class Step(Protocol):
@@ -73,13 +75,22 @@ class StepFactory(Protocol):
 
     def __call__(self) -> Step: ...
 
+    @property
+    def shorter_side(self) -> int | None:
+        """That of the one decoding of a file that the step needs: the rest of it need not be read; None: all."""
+        return None
+
 
 @dataclass(frozen=True)
-class Read:
+class Read(StepFactory):
     """Read, find faces if asked for, and preprocess. The pixels go back to the parent, which feeds a GPU with them."""
 
     preprocessing: Preprocessing
     search: FaceSearch | None = None
+
+    @property
+    def shorter_side(self) -> int | None:
+        return None if self.search else self.preprocessing.resize
 
     def __call__(self) -> Step:
         see = _SeeFaces(self.preprocessing, self.search) if self.search else _SeeWhole(self.preprocessing)
@@ -93,7 +104,7 @@ class Read:
             except PictureError as error:
                 outcome = Outcome(error.status, None, error.width, error.height, str(error))
             decoding = time.perf_counter() - read_at - outcome.finding
-            return replace(outcome, reading=read_at - began, decoding=decoding)
+            return outcome._replace(reading=read_at - began, decoding=decoding)
 
         return step
 
@@ -127,31 +138,77 @@ class _SeeFaces:
             found = self.whole(data)
         else:
             found = Outcome(Status.NO_FACE, None, seen.width, seen.height, "no face was found in it")
-        return replace(found, faces=seen.count, finding=seen.seconds)
+        return found._replace(faces=seen.count, finding=seen.seconds)
 
 
 @dataclass(frozen=True)
-class ReadAndInfer:
-    """Read, preprocess and infer, one picture at a time on one core: on a CPU the fastest arrangement."""
+class ReadAndInfer(StepFactory):
+    """Read and preprocess several pictures one by one, then infer them, on one core: on a CPU the fastest
+    arrangement. What decoder and network each keep in the core's caches is lost less often than with every picture."""
 
     model: Path
     preprocessing: Preprocessing
     search: FaceSearch | None = None
 
+    @property
+    def shorter_side(self) -> int | None:
+        return Read(self.preprocessing, self.search).shorter_side
+
     def __call__(self) -> Step:
-        model = Model(self.model, "cpu", threads=1)
-        see = Read(self.preprocessing, self.search)()
+        return _ReadAndInfer(Read(self.preprocessing, self.search)(), Model(self.model, "cpu", threads=1))
 
-        def step(path: str, read: Callable[[], bytes]) -> Outcome:
-            outcome = see(path, read)
-            if outcome.result is None:
-                return outcome
-            began = time.perf_counter()
-            probabilities = model.probabilities(outcome.result)
-            return replace(outcome, result=probabilities, inference=time.perf_counter() - began)
 
-        return step
+class _ReadAndInfer:
+    """`read`, and `infer` what was read.
 
+    How many squares are inferred at a time is tried out: the quickest way depends on the processor's caches and on the
+    model. The answers do not: of the same pixels they are the same to the last bit in any company.
+    """
+
+    SIZES = (1, 2, 4, 8)
+    TRIALS = 4
+
+    def __init__(self, read: Step, model: Model) -> None:
+        self._read, self._model = read, model
+        self._taken: dict[int, list[float]] = {size: [] for size in self.SIZES}
+
+    def __call__(self, path: str, read: Callable[[], bytes]) -> Outcome:
+        return self._read(path, read)
+
+    def infer(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """The outcomes with probabilities instead of pixels."""
+        pixels = [outcome.result for outcome in outcomes if outcome.result is not None]
+        if not pixels:
+            return outcomes
+        squares = np.concatenate(pixels)
+        size = self._size()
+        began = time.perf_counter()
+        answers = [self._model.probabilities(squares[i : i + size]) for i in range(0, len(squares), size)]
+        each = (time.perf_counter() - began) / len(squares)
+        if len(squares) >= max(self.SIZES) and len(self._taken[size]) < self.TRIALS:
+            self._taken[size].append(each)
+        probabilities = np.concatenate(answers).tolist()
+        finished, start = [], 0
+        for outcome in outcomes:
+            if outcome.result is not None:
+                count = len(outcome.result)
+                mine = probabilities[start : start + count]
+                outcome = outcome._replace(result=None, probabilities=mine, inference=count * each)
+                start += count
+            finished.append(outcome)
+        return finished
+
+    def _size(self) -> int:
+        """The one that was tried least while there is something to try, then the quickest: the least of the trials, of
+        which others may have been disturbed."""
+        least = min(self.SIZES, key=lambda size: len(self._taken[size]))
+        if len(self._taken[least]) < self.TRIALS:
+            return least
+        return min(self.SIZES, key=lambda size: min(self._taken[size]))
+
+
+_NO_OTHERS = np.empty(0, np.uint8)
+"""One array, since each other one would travel by itself."""
 
 _Announced = list[tuple[str, int | None, Callable[[], bytes]]]
 """Paths, their places in the slots (None without slots), and what gives the content of their files."""
@@ -161,6 +218,8 @@ def work(
     connection: Connection, factory: StepFactory, position: Any, started: Any, parent: int, slots: Slots | None
 ) -> None:
     """Answer lists of paths with lists of outcomes until the connection closes or the process `parent` dies.
+
+    With each answer goes how many paths this process should have at hand, so that files are read in time.
 
     With `slots` a list of paths comes with a place for each, in which the first square of pixels goes back.
     `position` and `started` are shared with the parent: the index of the picture in hand (-1 for none) and the
@@ -179,13 +238,14 @@ def work(
         _limit_memory()
         _quieten_libraries()
         connection.send(None)  # ready
-        ahead = ReadAhead()
+        ahead = ReadAhead(read_early=_reading_early(factory.shorter_side))
         announced: deque[_Announced] = deque()
         squares = slots.squares() if slots else None
         while True:
             if not announced:
                 announced.append(_announce(ahead, *connection.recv()))
             outcomes = []
+            began = time.monotonic()
             for index, (path, place, read) in enumerate(announced.popleft()):
                 while ahead.is_slow and connection.poll():
                     announced.append(_announce(ahead, *connection.recv()))
@@ -194,10 +254,15 @@ def work(
                 outcome = step(path, read)
                 if squares is not None and outcome.result is not None:
                     squares[place] = outcome.result[0]
-                    outcome = replace(outcome, result=outcome.result[1:])
+                    others = outcome.result[1:]
+                    outcome = outcome._replace(result=others if len(others) else _NO_OTHERS)
                 outcomes.append(outcome)
+            if isinstance(step, _ReadAndInfer):
+                started.value = time.monotonic()
+                outcomes = step.infer(outcomes)
             position.value = -1
-            connection.send(outcomes)
+            busy = time.monotonic() - began - sum(outcome.reading for outcome in outcomes)
+            connection.send((outcomes, ahead.worth_announcing(busy / len(outcomes))))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has finished
 
@@ -217,8 +282,16 @@ def _announce(ahead: ReadAhead, paths: Sequence[str], places: Sequence[int]) -> 
     return [(path, place, ahead.announce(path)) for path, place in zip_longest(paths, places)]
 
 
+def _reading_early(shorter_side: int | None) -> Callable[[str, int], bytes] | None:
+    if shorter_side is None:
+        return None
+    return lambda path, limit: read_needed(path, shorter_side, limit)
+
+
 def _limit_memory() -> None:
     """A picture that eats memory gets a MemoryError in its own row before the machine runs out of it."""
+    # Each thread that reads ahead would take 64 MB of addresses for a heap of its own.
+    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY
     _, hard = resource.getrlimit(resource.RLIMIT_AS)

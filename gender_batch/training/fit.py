@@ -54,7 +54,7 @@ class Recipe:
     layer_decay: float = 1.0
     """Rate of each block of the features, as a share of the next one's (Howard and Ruder 2018); 1: all learn alike."""
     weight_decay: float = 0.01
-    label_smoothing: float = 0.05
+    label_smoothing: float = 0.0
     mixup: float = 0.0
     """Both parameters of the beta distribution of the mixing share (Zhang et al. 2018); 0: off."""
     cutmix: float = 0.0
@@ -71,6 +71,8 @@ class Recipe:
     much (Caruana 1997)."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     patience: int = 6
+    """Epochs without a better validation loss after which a phase ends. Those of the first half of the fine-tuning do
+    not count: at a high rate a good start gets worse before it gets better."""
     seed: int = 0
 
     @property
@@ -339,7 +341,8 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
         best = val_loss < state.best_loss
         if best:
             state.best_loss, state.best_weights = val_loss, _copy(judged)
-        state.stale_epochs = 0 if best else state.stale_epochs + 1
+        counts = not scheduled or 2 * state.epoch >= epochs
+        state.stale_epochs = 0 if best or not counts else state.stale_epochs + 1
         state.epoch += 1
         state.history.append(epoch)
         state.weights, state.auxiliary, state.average = _copy(network), _copy(auxiliary), average.state_dict()

@@ -6,8 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from gender_batch.pictures.ahead import ReadAhead
 from gender_batch.pictures.read import PictureError
 from gender_batch.prediction import Status
 from gender_batch.scoring import worker
-from gender_batch.scoring.worker import MEMORY, Outcome, Step
+from gender_batch.scoring.worker import MEMORY, Outcome, Step, StepFactory
 
 SIDE = 2
 """Pixels of a side of what `Paint` paints."""
@@ -58,7 +57,7 @@ def obey(path: str, _read: Callable[[], bytes]) -> Outcome:
 
 
 @dataclass(frozen=True)
-class Obey:
+class Obey(StepFactory):
     """Makes `obey`, in a worker that leaves no core file behind."""
 
     def __call__(self) -> Step:
@@ -75,7 +74,7 @@ def slow_disk(path: str, limit: int = 1000) -> bytes:
 
 
 @dataclass(frozen=True)
-class Paint:
+class Paint(StepFactory):
     """Gives pixels, as many squares as the first number of a path says, all of its second number."""
 
     def __call__(self) -> Step:
@@ -86,17 +85,17 @@ class Paint:
             squares, colour = map(int, path.split()[:2])
             if not squares:
                 return Outcome(Status.NO_FACE, error=path)
-            return replace(outcome, result=np.full((squares, SIDE, SIDE, 3), colour, np.uint8))
+            return outcome._replace(result=np.full((squares, SIDE, SIDE, 3), colour, np.uint8))
 
         return step
 
 
 @dataclass(frozen=True)
-class FromSlowDisk:
+class FromSlowDisk(StepFactory):
     """Answers with the content of the file; `height` says how many threads there are."""
 
     def __call__(self) -> Step:
-        worker.ReadAhead = partial(ReadAhead, read=slow_disk)  # type: ignore[misc,assignment]
+        worker.ReadAhead = lambda **_: ReadAhead(slow_disk)  # type: ignore[misc,assignment]
 
         def step(path: str, read: Callable[[], bytes]) -> Outcome:
             if path.endswith("exit"):
@@ -107,7 +106,7 @@ class FromSlowDisk:
 
 
 @dataclass(frozen=True)
-class Dying:
+class Dying(StepFactory):
     """No worker ever starts."""
 
     def __call__(self) -> Step:
@@ -115,7 +114,7 @@ class Dying:
 
 
 @dataclass(frozen=True)
-class DyingOnce:
+class DyingOnce(StepFactory):
     """The first worker that starts dies, and all others do not."""
 
     marker: Path
@@ -129,7 +128,7 @@ class DyingOnce:
 
 
 @dataclass(frozen=True)
-class Unanswerable:
+class Unanswerable(StepFactory):
     """Its outcomes cannot be sent to the parent: the worker dies, and it is no picture's fault."""
 
     def __call__(self) -> Step:

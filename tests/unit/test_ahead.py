@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gender_batch.pictures import ahead
-from gender_batch.pictures.ahead import LARGEST_AHEAD, READERS, ReadAhead
+from gender_batch.pictures.ahead import AHEAD_BYTES, FEWEST, MOST, READERS, ReadAhead
 from gender_batch.pictures.read import PictureError, read_bytes
 from gender_batch.prediction import Status
 
@@ -74,7 +74,7 @@ def test_errors_are_those_of_reading_in_turn(files: list[str]) -> None:
 
 
 def test_a_large_file_waits_for_its_turn(files: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(ahead, "LARGEST_AHEAD", 99)
+    monkeypatch.setattr(ahead, "AHEAD_BYTES", 99 * FEWEST)
     disk = Disk(0.01)
     found = slow(disk, files[0])
     read = found.announce(files[1])
@@ -85,4 +85,19 @@ def test_a_large_file_waits_for_its_turn(files: list[str], monkeypatch: pytest.M
     with pytest.raises(PictureError) as caught:
         found.announce(str(tmp_path / "huge"))()
     assert caught.value.status is Status.TOO_LARGE
-    assert f"{LARGEST_AHEAD:,}" not in str(caught.value)
+    assert f"{AHEAD_BYTES // FEWEST:,}" not in str(caught.value)
+
+
+def test_the_slower_files_come_the_more_are_announced(files: list[str]) -> None:
+    assert ReadAhead(Disk(0)).worth_announcing(1e-9) == FEWEST
+    found = slow(Disk(0.02), files[0])
+    needed_while_one_is_read = found.worth_announcing(0.02 / 32)
+    assert FEWEST < needed_while_one_is_read <= MOST
+    assert found.worth_announcing(1e-9) == MOST
+    assert found.worth_announcing(1.0) == FEWEST
+
+
+def test_of_large_files_fewer_are_announced_so_that_they_fit(monkeypatch: pytest.MonkeyPatch, files: list[str]) -> None:
+    found = slow(Disk(0.01), files[0])
+    monkeypatch.setattr(ahead, "AHEAD_BYTES", 2 * 100 * 25)
+    assert FEWEST < found.worth_announcing(1e-9) < MOST

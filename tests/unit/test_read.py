@@ -8,6 +8,7 @@ import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,15 @@ from samples import (
 )
 
 from gender_batch.pictures import read
-from gender_batch.pictures.read import PIXEL_LIMIT, Picture, PictureError, decode_picture, read_picture
+from gender_batch.pictures.read import (
+    BLOCK,
+    PIXEL_LIMIT,
+    Picture,
+    PictureError,
+    decode_picture,
+    read_needed,
+    read_picture,
+)
 from gender_batch.prediction import Status
 
 LOSSLESS: dict[str, dict[str, object]] = {
@@ -628,3 +637,53 @@ def test_every_short_cut_gives_a_picture_or_a_reason(number: int) -> None:
     cuts = sorted(random.Random(number).sample(range(len(data)), min(40, len(data))))
     for cut in cuts:
         gives_a_picture_or_a_reason(data[:cut])
+
+
+# What need not be read
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"progressive": True}, {"progressive": True, "quality": 97}, {}],
+    ids=["progressive", "finer", "baseline"],
+)
+@pytest.mark.parametrize("shorter_side", [128, 60, 400])
+@pytest.mark.parametrize("harm", ["sound", "no end", "cut short", "more behind", "a start"])
+def test_what_is_needed_of_a_file_gives_the_picture_that_all_of_it_gives(
+    tmp_path: Path, options: dict[str, Any], shorter_side: int, harm: str
+) -> None:
+    data = encoded(noise(640, 520), "JPEG", **options)
+    assert len(data) > 2 * BLOCK
+    data = {
+        "sound": data,
+        "no end": data[:-2],
+        "cut short": data[: len(data) * 2 // 3],
+        "more behind": data + b"a film",
+        "a start": data[:300],
+    }[harm]
+    file = tmp_path / "picture"
+    file.write_bytes(data)
+    needed = read_needed(str(file), shorter_side)
+    saved = harm == "sound" and bool(options) and shorter_side < 400
+    assert (len(needed) < 0.7 * len(data)) == saved
+    assert _decoded(needed, shorter_side) == _decoded(data, shorter_side)
+
+
+def test_fewer_bytes_are_read_of_a_progressive_file(tmp_path: Path) -> None:
+    file = tmp_path / "picture"
+    file.write_bytes(encoded(noise(1080, 1080), "JPEG", progressive=True))
+
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before = bytes_read()
+    needed = read_needed(str(file), 171)
+    assert bytes_read() - before < 0.7 * file.stat().st_size
+    assert len(needed) < 0.7 * file.stat().st_size
+
+
+def _decoded(data: bytes, shorter_side: int) -> bytes | Status:
+    try:
+        return decode_picture(data, shorter_side).image.tobytes()
+    except PictureError as error:
+        return error.status

@@ -101,9 +101,10 @@ def test_batches_give_each_picture_its_own_answer(brightness: Path, count: int) 
     for (path, result), (_, given) in zip(results, outcomes, strict=True):
         assert (result.status, result.width, result.error) == (given.status, given.width, given.error)
         if result.status is Status.OK:
-            assert result.result is not None
+            assert result.result is None
+            assert result.probabilities is not None
             expected = [20 * int(path) / 255] + [(20 * int(path) + 1) / 255] * (int(path) % 4)
-            assert result.result[:, 0] == pytest.approx(expected, abs=1e-6)
+            assert [values[0] for values in result.probabilities] == pytest.approx(expected, abs=1e-6)
 
 
 def test_batches_do_not_wait_for_ever_behind_failed_pictures(brightness: Path) -> None:
@@ -133,8 +134,8 @@ def test_reading_in_workers_and_inferring_in_batches_gives_what_workers_that_inf
     for (_, outcome), row in zip(outcomes, expected, strict=True):
         assert (outcome.status, outcome.width, outcome.error) == (row.status, row.width, row.error)
         if row.status is Status.OK:
-            assert outcome.result is not None
-            assert outcome.result[0] == pytest.approx(row.probabilities, abs=1e-6)
+            assert outcome.probabilities is not None
+            assert outcome.probabilities[0] == pytest.approx(row.probabilities, abs=1e-6)
             assert outcome.inference > 0
 
 
@@ -162,7 +163,7 @@ def some(count: int) -> Iterator[tuple[str, Outcome]]:
 @pytest.mark.parametrize(("most", "size"), [(16, 16), (15, 8), (5, 4), (1, 1)])
 def test_without_memory_for_a_batch_it_is_halved_and_no_answer_is_lost(brightness: Path, most: int, size: int) -> None:
     inference = BatchInference(SmallGpu(Model(brightness), most), 16)  # type: ignore[arg-type]
-    answers = [outcome.result[0, 0] for _, outcome in inference.answered(some(50)) if outcome.result is not None]
+    answers = [outcome.probabilities[0][0] for _, outcome in inference.answered(some(50)) if outcome.probabilities]
     assert answers == pytest.approx([number / 255 for number in range(50)], abs=1e-6)
     assert inference.size == size
 

@@ -15,7 +15,7 @@ from samples import encoded, noise, oriented, smooth
 
 from gender_batch.pictures import read
 from gender_batch.pictures.read import PictureError, decode_picture
-from gender_batch.pictures.scans import without_late_scans
+from gender_batch.pictures.scans import NeverEnoughError, _Structure, shortened, without_late_scans
 from gender_batch.prediction import Status
 
 MOZJPEG = Path(__file__).with_name("mozjpeg.jpg").read_bytes()
@@ -82,7 +82,10 @@ def test_refinements_of_ac_coefficients_are_left_out_and_all_else_stays() -> Non
     assert len(kept) == 6  # two of DC coefficients, four first ones of AC coefficients
     assert after == [*kept, *(((name,), 1, 63, 1) for name in (1, 2, 3))]
     tables = [data[start:end] for marker, start, end in segments(data) if marker not in (0xDA, 0xD9)]
-    assert [short[start:end] for marker, start, end in segments(short) if marker not in (0xDA, 0xD9)][:-1] == tables
+    *left, closing = [short[start:end] for marker, start, end in segments(short) if marker not in (0xDA, 0xD9)]
+    assert len(left) == len(tables) - 3  # those of the refinements of three components behind the last scan needed
+    assert left == tables[: len(left)]
+    assert closing.startswith(b"\xff\xc4")
     assert len(short) < 0.7 * len(data)
 
 
@@ -179,7 +182,8 @@ def test_orientation_and_size_are_those_of_the_file(orientation: int) -> None:
 
 def test_what_follows_the_end_is_of_no_interest() -> None:
     data = progressive()
-    assert without_late_scans(data + b"\xff\xda a film", 24) == without_late_scans(data, 24)
+    (_, alone), (_, before_a_film) = as_read(data, 24), as_read(data + b"\xff\xda a film", 24)
+    assert np.array_equal(alone, before_a_film)
 
 
 @settings(max_examples=60)
@@ -213,6 +217,7 @@ def test_irregular_files_and_others_are_handed_on_as_they_are(data: bytes) -> No
     assert without_late_scans(data, 24) is data
 
 
+@pytest.mark.usefixtures("looked_at_whole")
 def test_a_table_that_libjpeg_refuses_is_refused_also_for_a_scan_that_would_be_left_out() -> None:
     data = bytearray(progressive())
     *_, last = (start for marker, start, _ in segments(bytes(data)) if marker == 0xC4)
@@ -223,6 +228,12 @@ def test_a_table_that_libjpeg_refuses_is_refused_also_for_a_scan_that_would_be_l
     assert as_read(bytes(data), 24)[0] is Status.CORRUPT
 
 
+@pytest.fixture
+def looked_at_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scans that are left out are walked over to the end of the file."""
+    monkeypatch.setattr(_Structure, "needs_no_more", lambda _: False)
+
+
 SMALL = [progressive(64, 48), progressive(64, 48, mode="CMYK"), progressive(64, 48, restart_marker_blocks=2), MOZJPEG]
 
 
@@ -231,7 +242,18 @@ SMALL = [progressive(64, 48), progressive(64, 48, mode="CMYK"), progressive(64, 
 def test_damage_gives_the_status_that_it_gives_when_all_is_read(
     data: st.DataObject, number: int, shorter_side: int
 ) -> None:
-    file = bytearray(SMALL[number])
+    file = damaged(data, SMALL[number])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read, "PIXEL_LIMIT", 1_000_000)
+        read_in_part, read_whole = (way(file, shorter_side)[0] for way in (as_read, as_whole))
+        if read_in_part is not read_whole:  # only what is behind the last scan needed may be as it likes
+            assert (read_in_part, file[-2:]) == (Status.OK, b"\xff\xd9")
+        patch.setattr(_Structure, "needs_no_more", lambda _: False)
+        assert as_read(file, shorter_side)[0] is read_whole
+
+
+def damaged(data: st.DataObject, whole: bytes) -> bytes:
+    file = bytearray(whole)
     for harm in data.draw(
         st.lists(st.sampled_from(["cut", "flip", "set", "remove", "insert"]), min_size=1, max_size=3)
     ):
@@ -244,24 +266,72 @@ def test_damage_gives_the_status_that_it_gives_when_all_is_read(
             file[at:at] = data.draw(st.binary(min_size=1, max_size=8))
         elif at < len(file):
             file[at] = 0xFF if harm == "set" else file[at] ^ 1 << data.draw(st.integers(0, 7))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(read, "PIXEL_LIMIT", 1_000_000)
-        assert as_read(bytes(file), shorter_side)[0] is as_whole(bytes(file), shorter_side)[0]
+    return bytes(file)
 
 
 @pytest.mark.parametrize("number", range(len(SMALL)))
 def test_every_header_byte_changed(number: int) -> None:
     """Each byte of each frame, table and scan header in turn."""
     file = SMALL[number]
+    sound = as_read(file, 6)[1]
+    last_needed = end_of_what_is_needed(file)
     places = [
         place
         for marker, start, end in segments(file)
         if marker in (0xC2, 0xC4, 0xDA)
         for place in range(start, min(end, start + 2 + int.from_bytes(file[start + 2 : start + 4], "big")))
     ]
+    assert (last_needed < places[-1]) == (file is not MOZJPEG)  # there what comes last is needed
     for place in places:
         harmed = bytearray(file)
         harmed[place] ^= 1 << place % 8
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(read, "PIXEL_LIMIT", 1_000_000)
-            assert as_read(bytes(harmed), 6)[0] is as_whole(bytes(harmed), 6)[0], place
+            status, seen = as_read(bytes(harmed), 6)
+            if place < last_needed:
+                assert status is as_whole(bytes(harmed), 6)[0], place
+            else:
+                assert np.array_equal(seen, sound), place
+
+
+def end_of_what_is_needed(file: bytes) -> int:
+    """At an eighth: the end of the last scan of DC coefficients, or first one of chrominance's others."""
+    ends = [end for marker, _, end in segments(file) if marker == 0xDA]
+    colour = file is not SMALL[1]  # CMYK is not subsampled: only means are shown of it
+    return max(
+        end
+        for (names, first, _, earlier), end in zip(scans(file), ends, strict=True)
+        if first == 0 or (colour and names != (1,) and not earlier)
+    )
+
+
+# What need not be read
+
+
+@pytest.mark.parametrize("file", [progressive(300, 200), progressive(300, 200, mode="L"), MOZJPEG])
+@pytest.mark.parametrize("shorter_side", [48, 24, 12, 6])
+def test_the_start_of_a_file_is_enough_or_is_known_not_to_be(file: bytes, shorter_side: int) -> None:
+    whole = without_late_scans(file, shorter_side)
+    enough = [count for count in range(len(file)) if start_of(file, count, shorter_side) is not None]
+    if not enough:
+        assert whole is file or file is MOZJPEG  # nothing can be left out, or what comes last is needed
+        return
+    assert enough == list(range(enough[0], len(file)))
+    assert enough[0] < 0.75 * len(file)
+    assert {shortened(file[:count], shorter_side) for count in (enough[0], len(file) - 1)} == {whole}
+    assert without_late_scans(whole, shorter_side) == whole
+
+
+def test_no_start_of_other_files_is_enough() -> None:
+    for file in (encoded(textured(128, 96), "JPEG"), progressive()[2:], b"", b"\x89PNG"):
+        for count in range(0, len(file), 7):
+            with pytest.raises(NeverEnoughError):
+                shortened(file[:count], 12)
+
+
+def start_of(file: bytes, count: int, shorter_side: int) -> bytes | None:
+    """What its first bytes give; None also of those that end before the size of the picture."""
+    try:
+        return shortened(file[:count], shorter_side)
+    except NeverEnoughError:
+        return None
