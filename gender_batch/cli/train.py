@@ -14,6 +14,9 @@ from gender_batch.cli.options import detector_option
 if TYPE_CHECKING:
     import torch
 
+    from gender_batch.cli.progress import TrainingProgress
+    from gender_batch.training.run import Order
+
 
 @click.command()
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -118,10 +121,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--faces",
-    default="never",
+    default="auto",
     show_default=True,
-    type=click.Choice(["never", "crop"]),
-    help="crop: find the main face in each photo, cut it out as classify does, and train on that.",
+    type=click.Choice(["auto", "never", "crop"]),
+    help="crop: find the main face in each photo, cut it out as classify does, and train on that; "
+    "auto: if there is a face detector and nearly all photos show a face.",
 )
 @detector_option
 @click.option(
@@ -157,7 +161,8 @@ def train(
         raise click.UsageError("--adapt-epochs and --fine-epochs cannot both be 0")
     if resume and out is None:
         raise click.UsageError("--resume needs --out RUN, the folder of the interrupted run")
-    found = _detector(detector) if faces == "crop" else None
+    cropping = faces == "crop"
+    found = _detector(detector, needed=cropping) if faces != "never" else None
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     with needing_extra("train"):
         from gender_batch.training import run
@@ -177,7 +182,7 @@ def train(
             lr_adapt=lr_adapt,
             lr_fine=lr_fine,
             # Whole photos show faces of all sizes as they are, and faces that are cut out are all of one size.
-            augmentation=Augmentation() if pictures == "face" and not found else Augmentation(zoom_out=0),
+            augmentation=Augmentation() if pictures == "face" and not cropping else Augmentation(zoom_out=0),
             seed=seed,
         ),
         init=init,
@@ -187,14 +192,16 @@ def train(
         balance=balance,
         auxiliary=auxiliary,
         target_precision=target_precision,
-        pictures="face" if found else pictures,
-        detector=found,
+        pictures="face" if cropping else pictures,
+        detector=found if cropping else None,
         attributions=attributions,
     )
     machine = Machine(_device(device), workers=_loading_processes())
     again = f"--resume goes on after the last finished epoch: --out {folder} --resume"
     with stopping_on_signals(again), TrainingProgress(folder) as progress:
         try:
+            if faces == "auto" and pictures == "photo":
+                order = _on_faces_if_possible(order, found, progress)
             if folds:
                 validated = run.cross_validate(order, folds, folder, machine, progress, resume, progress.reading)
             else:
@@ -219,14 +226,25 @@ def train(
     click.echo(f"report and checkpoint in {result.folder}; next: gender-batch export {result.folder}")
 
 
-def _detector(named: Path | None) -> Path:
+def _on_faces_if_possible(order: Order, detector: Path | None, progress: TrainingProgress) -> Order:
+    from gender_batch.faces.fetch import GET_IT
+    from gender_batch.training import run
+
+    if detector:
+        return run.on_faces_where_they_are(order, detector, progress.note)
+    progress.note(f"photos are taken whole: there is no face detector, and of people faces are learnt better; {GET_IT}")
+    return order
+
+
+def _detector(named: Path | None, needed: bool) -> Path | None:
     from gender_batch.faces.fetch import GET_IT, DetectorError, find_detector, verified
 
     try:
         found = find_detector(named)
-        if found is None:
+        if found:
+            verified(found)
+        elif needed:
             raise DetectorError(f"--faces crop: there is no face detector yet; {GET_IT}")
-        verified(found)
     except DetectorError as error:
         fail(str(error))
     return found

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from gender_batch.faces.look import Looker
+from gender_batch.pictures.read import PictureError, read_bytes
 from gender_batch.prediction import Box
 
 
@@ -36,3 +38,14 @@ class Crops:
         with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             seen.squares[0].save(file, "PNG", compress_level=1)
         return seen.squares[0], seen.faces[0].box(seen.width, seen.height)
+
+
+def with_a_face(paths: Iterable[str], looker: Looker) -> int:
+    """How many of the pictures show a face; one that cannot be read shows none."""
+    count = 0
+    for path in paths:
+        try:
+            count += looker.look(read_bytes(path)).count > 0
+        except PictureError:
+            continue
+    return count

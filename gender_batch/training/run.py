@@ -32,16 +32,24 @@ from gender_batch.faces.look import FaceSearch, Looker
 from gender_batch.pictures.preprocessing import FaceCrop, Preprocessing
 from gender_batch.pictures.read import PictureError
 from gender_batch.training.augmentation import zoom_out
-from gender_batch.training.crops import Crops
+from gender_batch.training.crops import Crops, with_a_face
 from gender_batch.training.dataset import Dataset, DatasetError, Sample, folds, load_dataset
 from gender_batch.training.fit import Epoch, Labelled, Machine, Recipe, Watcher, fit, fit_temperature, predict_logits
 from gender_batch.training.loading import Squares
 from gender_batch.training.network import Checkpoint, Network, load_initial_weights
+from gender_batch.training.samples import find_samples
 
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
 STATE = "state.pt"
 HELD_OUT = "heldout.csv"
+LOOKED_AT = 60
+"""Photos that are searched for faces before it is decided whether faces are to be learnt."""
+
+MOSTLY = 0.9
+"""Share of them that must show one. On 2,310 photos of people a model of their faces was right about 96.5%, one of
+whole photos about 94.6%; but photos without a face are lost to it."""
+
 CROPS = "faces"
 """The folder of the faces that were cut out, in the run's or, for all folds, in that of the cross-validation."""
 
@@ -152,6 +160,22 @@ def train(
     result = _train_on(_load(order, folder, watcher, reading), order, folder, machine, watcher)
     (folder / STATE).unlink(missing_ok=True)
     return result
+
+
+def on_faces_where_they_are(order: Order, detector: Path, note: Callable[[str], None]) -> Order:
+    """The order to train on the faces in its photos, if most of some photos that are looked at show one; else the
+    order as it is. Which it is, is noted. Raises DatasetError."""
+    found = find_samples(order.data, order.group_by, order.labels_file)
+    names = sorted(sample.name for samples in found.splits.values() for sample in samples)
+    looked_at = [str(order.data / name) for name in names[:: -(-len(names) // LOOKED_AT)]]
+    faces = replace(order, pictures="face", detector=detector)
+    count = with_a_face(looked_at, Looker(FaceSearch(detector), faces.preprocessing()))
+    seen = f"{count} of {len(looked_at)} photos that were looked at show a face"
+    if count < MOSTLY * len(looked_at):
+        note(f"{seen}: all are taken whole; --faces crop cuts faces out all the same")
+        return order
+    note(f"{seen}: faces are cut out and learnt; --faces never takes photos whole")
+    return faces
 
 
 def cross_validate(

@@ -113,8 +113,9 @@ def test_training_on_faces_from_photos_to_serving(
     photo(tmp_path / "photos" / "male" / "m9_9.jpg")
     run = tmp_path / "run"
     options = ("--group-by", "/([^/]+)_", "--image-size", "64", "--adapt-epochs", "1", "--fine-epochs", "0")
-    result = gender_batch("train", tmp_path / "photos", "--faces", "crop", "--out", run, *options)
+    result = gender_batch("train", tmp_path / "photos", "--out", run, *options)
     assert result.returncode == 0, result.stderr
+    assert "photos that were looked at show a face: faces are cut out and learnt" in result.stderr.decode()
     crops = [path for path in (run / "faces").rglob("*") if path.is_file()]
     assert run / "faces" / "male" / "m9_9.jpg" not in crops
     without = 49 - len(crops)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 
@@ -220,3 +221,24 @@ def test_the_command_line_has_the_defaults_of_the_recipe() -> None:
     recipe = Recipe()
     for name in ("image_size", "adapt_epochs", "fine_epochs", "batch_size", "lr_adapt", "lr_fine", "seed"):
         assert defaults[name] == getattr(recipe, name), name
+
+
+# Faces, where they are
+
+
+def test_faces_are_learnt_where_nearly_all_photos_show_one(tmp_path: Path, labelled: Path, detector: Path) -> None:
+    for label in ("female", "male"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for path in sorted((labelled / label).iterdir())[:5]:
+            (tmp_path / "data" / label / path.name).symlink_to(path)
+    whole = order(tmp_path)
+    notes: list[str] = []
+    faces = run.on_faces_where_they_are(whole, detector, notes.append)
+    assert (faces.pictures, faces.detector) == ("face", detector)
+    assert notes[0].startswith("10 of 10 photos")
+
+    Image.radial_gradient("L").save(tmp_path / "data" / "male" / "view.png")
+    (tmp_path / "data" / "male" / "broken.png").write_bytes(b"nothing")
+    assert run.on_faces_where_they_are(whole, detector, notes.append) is whole
+    assert notes[1].startswith("10 of 12 photos")
+    assert "whole" in notes[1]
