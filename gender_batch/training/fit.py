@@ -71,8 +71,8 @@ class Recipe:
     much (Caruana 1997)."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     patience: int = 6
-    """Epochs without a better validation loss after which a phase ends. Those of the first half of the fine-tuning do
-    not count: at a high rate a good start gets worse before it gets better."""
+    """Epochs without a better validation loss after which the adaptation ends. The fine-tuning goes to its end: at a
+    high rate a good start gets worse before, at a falling one, it gets better."""
     seed: int = 0
 
     @property
@@ -243,7 +243,7 @@ def fit(
 
 
 def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: int) -> None:
-    """Epochs of the state's phase, from the state's epoch on, with early stopping."""
+    """Epochs of the state's phase, from the state's epoch on."""
     network, auxiliary, recipe, machine = training.network, training.auxiliary, training.recipe, training.machine
     state, watcher = training.state, training.watcher
     steps = max(1, len(training.train.truth) // recipe.batch_size)
@@ -272,7 +272,7 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
     phase_number = list(Phase).index(Phase(state.phase))
 
     while state.epoch < epochs:
-        if state.stale_epochs >= recipe.patience:
+        if state.stale_epochs >= recipe.patience and not scheduled:
             watcher.note(f"{state.phase}: no better validation loss for {recipe.patience} epochs, stopped early")
             break
         started = time.monotonic()
@@ -341,8 +341,7 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
         best = val_loss < state.best_loss
         if best:
             state.best_loss, state.best_weights = val_loss, _copy(judged)
-        counts = not scheduled or 2 * state.epoch >= epochs
-        state.stale_epochs = 0 if best or not counts else state.stale_epochs + 1
+        state.stale_epochs = 0 if best else state.stale_epochs + 1
         state.epoch += 1
         state.history.append(epoch)
         state.weights, state.auxiliary, state.average = _copy(network), _copy(auxiliary), average.state_dict()

@@ -14,7 +14,17 @@ torch = pytest.importorskip("torch")
 
 from gender_batch.training import run
 from gender_batch.training.dataset import Dataset, DatasetError, Sample
-from gender_batch.training.fit import Machine, Recipe, _Auxiliary, _GroupLosses, fit_temperature, schedule
+from gender_batch.training.fit import (
+    Labelled,
+    Machine,
+    Recipe,
+    _Auxiliary,
+    _GroupLosses,
+    fit,
+    fit_temperature,
+    schedule,
+)
+from gender_batch.training.loading import Squares
 from gender_batch.training.network import EMBEDDING, Checkpoint, Network, WeightsError, load_initial_weights
 
 CPU = Machine(torch.device("cpu"), workers=0)
@@ -221,6 +231,22 @@ def test_the_command_line_has_the_defaults_of_the_recipe() -> None:
     recipe = Recipe()
     for name in ("image_size", "adapt_epochs", "fine_epochs", "batch_size", "lr_adapt", "lr_fine", "seed"):
         assert defaults[name] == getattr(recipe, name), name
+
+
+# Phases
+
+
+def test_the_adaptation_may_end_early_and_the_fine_tuning_goes_to_its_end(tmp_path: Path) -> None:
+    paths = []
+    for number in range(8):
+        Image.new("RGB", (40, 40), (30 * number, 99, 99)).save(tmp_path / f"{number}.png")
+        paths.append(str(tmp_path / f"{number}.png"))
+    recipe = Recipe(image_size=32, adapt_epochs=2, fine_epochs=2, batch_size=4, patience=0)
+    truth = torch.tensor([0, 1] * 4)
+    train = Labelled(Squares(paths, recipe.source, tmp_path), truth)
+    val = Labelled(Squares(paths, recipe.preprocessing, tmp_path), truth)
+    history = fit(Network(2), train, val, recipe, CPU, tmp_path / "state.pt", Silent())
+    assert [(epoch.phase, epoch.epoch) for epoch in history] == [("fine-tuning", 1), ("fine-tuning", 2)]
 
 
 # Faces, where they are
