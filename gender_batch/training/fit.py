@@ -205,7 +205,8 @@ def fit(
     state_file: Path,
     watcher: Watcher,
 ) -> list[Epoch]:
-    """Train `network` in place to the weights of its best validation loss; returns the history.
+    """Train `network` in place to the weights of its best validation loss, judged at each epoch's best temperature;
+    returns the history.
 
     `train` holds squares of `recipe.source`, `val` those of `recipe.preprocessing`. Goes on from `state_file` where
     there is one. The order of what follows is important.
@@ -338,9 +339,13 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
             raise FloatingPointError(
                 f"the loss is not finite in {state.phase} epoch {state.epoch + 1}; try a smaller rate"
             )
-        best = val_loss < state.best_loss
+        # A temperature is fitted in the end: no network is worse for being too sure of itself.
+        temperature = fit_temperature(val_logits, training.val.truth.numpy())
+        calibrated = torch.from_numpy(val_logits / np.float32(temperature))
+        calibrated_loss = float(functional.cross_entropy(calibrated, training.val.truth))
+        best = calibrated_loss < state.best_loss
         if best:
-            state.best_loss, state.best_weights = val_loss, _copy(judged)
+            state.best_loss, state.best_weights = calibrated_loss, _copy(judged)
         state.stale_epochs = 0 if best else state.stale_epochs + 1
         state.epoch += 1
         state.history.append(epoch)
