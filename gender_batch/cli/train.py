@@ -155,7 +155,8 @@ def train(
 
     DATA holds train/<class>/... with optional val/ and test/, or <class>/... alone, which is then split.
     The class names are the folder names. Two phases: adaptation trains a new head on frozen features,
-    fine-tuning trains all weights at a small rate. The best epoch by validation loss is kept.
+    fine-tuning trains all weights at a small rate. The best epoch, the last or the mean of both is kept, by
+    validation loss.
     """
     if adapt_epochs + fine_epochs == 0:
         raise click.UsageError("--adapt-epochs and --fine-epochs cannot both be 0")

@@ -1,4 +1,4 @@
-"""The training loop: two phases over the same network, best epoch by validation loss, resumable at any epoch."""
+"""The training loop: two phases over the same network, the best weights by validation loss, resumable at any epoch."""
 
 from __future__ import annotations
 
@@ -205,8 +205,7 @@ def fit(
     state_file: Path,
     watcher: Watcher,
 ) -> list[Epoch]:
-    """Train `network` in place to the weights of its best validation loss, judged at each epoch's best temperature;
-    returns the history.
+    """Train `network` in place to the weights of the least validation loss; returns the history.
 
     `train` holds squares of `recipe.source`, `val` those of `recipe.preprocessing`. Goes on from `state_file` where
     there is one. The order of what follows is important.
@@ -236,11 +235,31 @@ def fit(
     network.features.requires_grad_(True)
     _run_phase(training, _fine_tuned(network, auxiliary, recipe), recipe.fine_epochs)
 
-    # 4. The best epoch of both phases is the result.
-    if state.best_weights:
-        network.load_state_dict(state.best_weights)
+    # 4. The best epoch of both phases, the last one or the mean of the two is the result.
+    network.load_state_dict(_result(training))
     network.eval()
     return state.history
+
+
+def _result(training: _Training) -> dict[str, Tensor]:
+    """Of the weights of the best epoch, of the last one and of their mean (Wortsman et al. 2022: networks that were
+    tuned from one start lie in one basin) those of the least validation loss.
+
+    Each is judged at the temperature that suits it, since one is fitted in the end: later epochs are too sure of
+    themselves, and otherwise often better.
+    """
+    network, state, val = training.network, training.state, training.val
+    averages = {name.removeprefix("module."): tensor for name, tensor in state.average.items() if "." in name}
+    last = averages if averages and training.recipe.average else state.weights or _copy(network)
+    best = state.best_weights or last
+    mean = {name: ((best[name].double() + last[name].double()) / 2).to(last[name].dtype) for name in last}
+    losses = []
+    for weights in (best, last, mean):
+        network.load_state_dict(weights)
+        logits = predict_logits(network, val.squares, training.machine)
+        scaled = logits / np.float32(fit_temperature(logits, val.truth.numpy()))
+        losses.append(float(functional.cross_entropy(torch.from_numpy(scaled), val.truth)))
+    return (best, last, mean)[losses.index(min(losses))]
 
 
 def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: int) -> None:
@@ -339,13 +358,9 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
             raise FloatingPointError(
                 f"the loss is not finite in {state.phase} epoch {state.epoch + 1}; try a smaller rate"
             )
-        # A temperature is fitted in the end: no network is worse for being too sure of itself.
-        temperature = fit_temperature(val_logits, training.val.truth.numpy())
-        calibrated = torch.from_numpy(val_logits / np.float32(temperature))
-        calibrated_loss = float(functional.cross_entropy(calibrated, training.val.truth))
-        best = calibrated_loss < state.best_loss
+        best = val_loss < state.best_loss
         if best:
-            state.best_loss, state.best_weights = calibrated_loss, _copy(judged)
+            state.best_loss, state.best_weights = val_loss, _copy(judged)
         state.stale_epochs = 0 if best else state.stale_epochs + 1
         state.epoch += 1
         state.history.append(epoch)
