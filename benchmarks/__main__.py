@@ -169,16 +169,15 @@ def _measure(plan: Plan, kind: Kind, place: Path, some: int, peers: list[str]) -
     model = default_model("cpu")
     fp32 = DEFAULT_FOLDER / f"{DEFAULT_NAME}.onnx"
     paths = sorted(str(path) for path in (place / str(kind.files)).iterdir())
-    part = paths[: max(2 * FEW, len(paths) // 4)]
     found: dict[str, list[float]] = defaultdict(list)
     for _ in range(plan.rounds):
-        decode = ceiling.on_all_cores("decode", model, part)
-        infer = ceiling.on_all_cores("infer", model, part)
+        decode = ceiling.on_all_cores("decode", model, paths)
+        infer = ceiling.on_all_cores("infer", model, paths)
         out = place / "rows.csv"
         ours, _ = _rate(lambda count, out=out: _classify(place / str(count), out), kind.files, found["memory"])
         found["first row"].append(_first_row(place / str(FEW)))
-        again_decode = ceiling.on_all_cores("decode", model, part)
-        again_infer = ceiling.on_all_cores("infer", model, part)
+        again_decode = ceiling.on_all_cores("decode", model, paths)
+        again_infer = ceiling.on_all_cores("infer", model, paths)
         # Before and after: what the machine does besides changes slowly.
         decode, infer = (decode + again_decode) / 2, (infer + again_infer) / 2
         found["decode"].append(decode)
