@@ -163,7 +163,8 @@ def train(
     if resume and out is None:
         raise click.UsageError("--resume needs --out RUN, the folder of the interrupted run")
     cropping = faces == "crop"
-    found = _detector(detector, needed=cropping) if faces != "never" else None
+    looking = faces == "auto" and pictures == "photo"
+    found = _detector(detector, needed=cropping) if cropping or looking else None
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     with needing_extra("train"):
         from gender_batch.training import run
@@ -201,7 +202,7 @@ def train(
     again = f"--resume goes on after the last finished epoch: --out {folder} --resume"
     with stopping_on_signals(again), TrainingProgress(folder) as progress:
         try:
-            if faces == "auto" and pictures == "photo":
+            if looking:
                 order = _on_faces_if_possible(order, found, progress)
             if folds:
                 validated = run.cross_validate(order, folds, folder, machine, progress, resume, progress.reading)

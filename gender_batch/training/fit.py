@@ -249,9 +249,10 @@ def _result(training: _Training) -> dict[str, Tensor]:
     themselves, and otherwise often better.
     """
     network, state, val = training.network, training.state, training.val
+    if not state.stale_epochs:  # the last epoch is the best one, or there was none
+        return state.best_weights or _copy(network)
     averages = {name.removeprefix("module."): tensor for name, tensor in state.average.items() if "." in name}
-    last = averages if averages and training.recipe.average else state.weights or _copy(network)
-    best = state.best_weights or last
+    best, last = state.best_weights, averages if training.recipe.average else state.weights
     mean = {name: ((best[name].double() + last[name].double()) / 2).to(last[name].dtype) for name in last}
     losses = []
     for weights in (best, last, mean):
