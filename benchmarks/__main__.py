@@ -41,6 +41,9 @@ PEER_ENVIRONMENT = ROOT / ".venv-peers"
 FEW = 16
 """Pictures of a short run."""
 
+CEILINGS = ("decode", "infer", "both")
+"""What the machine could do, measured around each run."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -105,12 +108,14 @@ def _report(plan: Plan) -> list[str]:
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, gender-batch {__version__}, {_processor()}, {usable_cores()} cores, "
         f"{', '.join(f'{name} {version}' for name, version in versions().items())}; model {default_model('cpu').name}. "
-        f"Medians of {plan.rounds} rounds, in pictures per second; `ceiling`: reckoned from "
-        "the two columns before it, as if each core decoded a picture, then inferred it, and neither slowed the other. "
-        "`outside both`: microseconds of a core that a picture took beyond that, with what one slows the other.",
+        f"Medians of {plan.rounds} rounds, in pictures per second. `reckoned`: from the two columns before it, as if "
+        f"each core did both for a picture and neither slowed the other. `both`: measured, one process a core that "
+        f"decodes {ceiling.DECODED} pictures and infers them {ceiling.TOGETHER} at a time, and does nothing else. "
+        "`outside both`: microseconds of a core that a picture took beyond that.",
         "",
-        "| photos | KB | decode alone | infer alone | ceiling | classify | of ceiling | range | outside both |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| photos | KB | decode alone | infer alone | reckoned | both | classify | of both | range | of reckoned "
+        "| outside both |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     beside = [
         "| photos | classify | " + " | ".join(present) + " |",
@@ -126,15 +131,16 @@ def _report(plan: Plan) -> list[str]:
             place = folder / kind.name.replace(" ", "-")
             size = make_set(kind, place, faces, plan.distinct, sorted({FEW, some, kind.files}))
             found = _measure(plan, kind, place, some, present)
-            decode, infer, ratio = (statistics.median(found[key]) for key in ("decode", "infer", "ratio"))
-            ours = statistics.median(found["classify"])
+            decode, infer, both, ours, ratio, of_reckoned = (
+                statistics.median(found[key]) for key in ("decode", "infer", "both", "classify", "ratio", "of reckoned")
+            )
             starts += found["first row"]
             most_memory = max([most_memory, *found["memory"]])
             lines.append(
                 f"| {kind.name} | {size / 1000:.0f} | {decode:,.0f} | {infer:,.0f} "
-                f"| {ceiling.together(decode, infer):,.0f} | {ours:,.0f} | **{ratio:.2f}** "
-                f"| {min(found['ratio']):.2f}..{max(found['ratio']):.2f} "
-                f"| {1e6 * usable_cores() * (1 / ours - 1 / ceiling.together(decode, infer)):.0f} |"
+                f"| {ceiling.reckoned(decode, infer):,.0f} | {both:,.0f} | {ours:,.0f} | **{ratio:.2f}** "
+                f"| {min(found['ratio']):.2f}..{max(found['ratio']):.2f} | {of_reckoned:.2f} "
+                f"| {1e6 * usable_cores() * (1 / ours - 1 / both):.0f} |"
             )
             click.echo(lines[-1], err=True)
             if kind.peers and present:
@@ -171,19 +177,17 @@ def _measure(plan: Plan, kind: Kind, place: Path, some: int, peers: list[str]) -
     paths = sorted(str(path) for path in (place / str(kind.files)).iterdir())
     found: dict[str, list[float]] = defaultdict(list)
     for _ in range(plan.rounds):
-        decode = ceiling.on_all_cores("decode", model, paths)
-        infer = ceiling.on_all_cores("infer", model, paths)
+        before = {work: ceiling.on_all_cores(work, model, paths) for work in CEILINGS}
         out = place / "rows.csv"
         ours, _ = _rate(lambda count, out=out: _classify(place / str(count), out), kind.files, found["memory"])
         found["first row"].append(_first_row(place / str(FEW)))
-        again_decode = ceiling.on_all_cores("decode", model, paths)
-        again_infer = ceiling.on_all_cores("infer", model, paths)
         # Before and after: what the machine does besides changes slowly.
-        decode, infer = (decode + again_decode) / 2, (infer + again_infer) / 2
-        found["decode"].append(decode)
-        found["infer"].append(infer)
+        now = {work: (before[work] + ceiling.on_all_cores(work, model, paths)) / 2 for work in CEILINGS}
+        for work, rate in now.items():
+            found[work].append(rate)
         found["classify"].append(ours)
-        found["ratio"].append(ours / ceiling.together(decode, infer))
+        found["ratio"].append(ours / now["both"])
+        found["of reckoned"].append(ours / ceiling.reckoned(now["decode"], now["infer"]))
         if kind.peers:
             for peer in peers:
                 command = [plan.python, "-m", "benchmarks.peers", peer]

@@ -65,7 +65,7 @@ class Obey(StepFactory):
         return obey
 
 
-def slow_disk(path: str, limit: int = 1000) -> bytes:
+def slow_disk(path: str, limit: int = 10_000) -> bytes:
     """A file on a slow disk, or one that hangs, if its name says so; its content is its name."""
     time.sleep(60 if path.endswith("hang") else 0.02)
     if len(path) > limit:

@@ -262,6 +262,14 @@ def test_a_file_that_hangs_or_crashes_among_files_read_ahead_costs_its_own_row(d
     check(paths, scored(paths, factory=FromSlowDisk(), timeout=1.5), expected)
 
 
+@pytest.mark.parametrize("first", [8, 20])
+def test_a_file_that_hangs_among_names_too_long_for_the_pipe_costs_its_own_row(first: int) -> None:
+    long = "n" * 4000  # as long as a path may be; what a pipe takes before its reader reads is about 200 KB
+    bad = f"{long} {first} hang"
+    paths = [bad if number == first else f"{long} {number}" for number in range(200)]
+    check(paths, scored(paths, count=1, factory=FromSlowDisk(), timeout=1.5), {bad: Status.TIMEOUT})
+
+
 # Workers that die for no picture's fault
 
 
