@@ -16,13 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gender_batch.model.session import Model
+from gender_batch.pictures.preprocessing import Preprocessing
+
 CORES = len(os.sched_getaffinity(0))
-SIZE, RESIZE = 160, 171
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 32
 
 
-def plain(paths: list[str], model: Path) -> list[int]:
+def plain(paths: list[str], model: Path, spec: Preprocessing) -> list[int]:
     """A Pillow + ONNX Runtime loop, float32, one picture at a time, the session's threads as they come."""
     import numpy as np
     import onnxruntime as ort
@@ -32,9 +34,9 @@ def plain(paths: list[str], model: Path) -> list[int]:
     name = session.get_inputs()[0].name
     labels = []
     for path in paths:
-        image = Image.open(path).convert("RGB").resize((RESIZE, RESIZE), Image.Resampling.BILINEAR)
-        margin = (RESIZE - SIZE) // 2
-        pixels = np.asarray(image.crop((margin, margin, margin + SIZE, margin + SIZE)))[np.newaxis]
+        image = Image.open(path).convert("RGB").resize((spec.resize, spec.resize), Image.Resampling.BILINEAR)
+        margin = (spec.resize - spec.size) // 2
+        pixels = np.asarray(image.crop((margin, margin, margin + spec.size, margin + spec.size)))[np.newaxis]
         labels.append(int(session.run(None, {name: pixels})[0][0].argmax()))
     return labels
 
@@ -57,7 +59,7 @@ def in_order_of(network: Any, model: Path) -> Any:
     return network.eval()
 
 
-def dataloader(paths: list[str], model: Path) -> list[int]:
+def dataloader(paths: list[str], model: Path, spec: Preprocessing) -> list[int]:
     """A torch DataLoader with torchvision's transforms, one worker per core."""
     import torch
     from PIL import Image
@@ -67,8 +69,8 @@ def dataloader(paths: list[str], model: Path) -> list[int]:
     class Pictures(Dataset):  # type: ignore[type-arg]
         transform = transforms.Compose(
             [
-                transforms.Resize(RESIZE),
-                transforms.CenterCrop(SIZE),
+                transforms.Resize(spec.resize),
+                transforms.CenterCrop(spec.size),
                 transforms.ToTensor(),
                 transforms.Normalize(MEAN, STD),
             ]
@@ -88,7 +90,7 @@ def dataloader(paths: list[str], model: Path) -> list[int]:
     return labels
 
 
-def timm(paths: list[str], model: Path) -> list[int]:
+def timm(paths: list[str], model: Path, spec: Preprocessing) -> list[int]:
     """As timm's inference.py does: its dataset, its loader, its model."""
     import torch
     from timm import create_model
@@ -97,8 +99,8 @@ def timm(paths: list[str], model: Path) -> list[int]:
     network = in_order_of(create_model("mobilenetv2_100", num_classes=2), model)
     dataset = create_dataset("", root=str(Path(paths[0]).parent), is_training=False)
     loader = create_loader(
-        dataset, (3, SIZE, SIZE), BATCH, use_prefetcher=False, interpolation="bilinear", mean=MEAN, std=STD,
-        crop_pct=SIZE / RESIZE, num_workers=CORES, device=torch.device("cpu"),
+        dataset, (3, spec.size, spec.size), BATCH, use_prefetcher=False, interpolation="bilinear", mean=MEAN, std=STD,
+        crop_pct=spec.size / spec.resize, num_workers=CORES, device=torch.device("cpu"),
     )  # fmt: skip
     labels: list[int] = []
     with torch.inference_mode():
@@ -107,7 +109,7 @@ def timm(paths: list[str], model: Path) -> list[int]:
     return labels
 
 
-def huggingface(paths: list[str], model: Path) -> list[int]:
+def huggingface(paths: list[str], model: Path, spec: Preprocessing) -> list[int]:
     """transformers' image-classification pipeline."""
     from transformers import (
         MobileNetV2Config,
@@ -116,17 +118,20 @@ def huggingface(paths: list[str], model: Path) -> list[int]:
         pipeline,
     )
 
-    config = MobileNetV2Config(tf_padding=False, image_size=SIZE, num_labels=2, layer_norm_eps=1e-5)
+    config = MobileNetV2Config(tf_padding=False, image_size=spec.size, num_labels=2, layer_norm_eps=1e-5)
     network = in_order_of(MobileNetV2ForImageClassification(config), model)
     processor = MobileNetV2ImageProcessor(
-        size={"shortest_edge": RESIZE}, crop_size={"height": SIZE, "width": SIZE}, image_mean=MEAN, image_std=STD
+        size={"shortest_edge": spec.resize},
+        crop_size={"height": spec.size, "width": spec.size},
+        image_mean=MEAN,
+        image_std=STD,
     )
     classify = pipeline("image-classification", model=network, image_processor=processor)
     answers = classify(paths, batch_size=BATCH, top_k=1)
     return [int(answer[0]["label"].removeprefix("LABEL_")) for answer in answers]
 
 
-def ray(paths: list[str], model: Path) -> list[int]:
+def ray(paths: list[str], model: Path, spec: Preprocessing) -> list[int]:
     """Ray Data: read_images, then map_batches over actors with an ONNX Runtime session of one thread each."""
     import numpy as np
     import ray as ray_
@@ -142,11 +147,11 @@ def ray(paths: list[str], model: Path) -> list[int]:
             self.name = self.session.get_inputs()[0].name
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-            margin = (RESIZE - SIZE) // 2
+            margin = (spec.resize - spec.size) // 2
             pixels = []
             for picture in batch["image"]:
-                image = Image.fromarray(picture).resize((RESIZE, RESIZE), Image.Resampling.BILINEAR)
-                pixels.append(np.asarray(image.crop((margin, margin, margin + SIZE, margin + SIZE))))
+                image = Image.fromarray(picture).resize((spec.resize, spec.resize), Image.Resampling.BILINEAR)
+                pixels.append(np.asarray(image.crop((margin, margin, margin + spec.size, margin + spec.size))))
             return {"path": batch["path"], "label": self.session.run(None, {self.name: np.stack(pixels)})[0].argmax(1)}
 
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +162,7 @@ def ray(paths: list[str], model: Path) -> list[int]:
     return [int(answer["label"]) for answer in sorted(answers, key=lambda answer: answer["path"])]
 
 
-PEERS: dict[str, tuple[Callable[[list[str], Path], list[int]], tuple[str, ...]]] = {
+PEERS: dict[str, tuple[Callable[[list[str], Path, Preprocessing], list[int]], tuple[str, ...]]] = {
     "Pillow + ONNX Runtime, fp32 loop": (plain, ()),
     "torch DataLoader + torchvision": (dataloader, ("torch", "torchvision")),
     "timm's inference": (timm, ("timm",)),
@@ -170,7 +175,8 @@ PEERS: dict[str, tuple[Callable[[list[str], Path], list[int]], tuple[str, ...]]]
 def main() -> None:
     name, folder, model = sys.argv[1:]
     paths = sorted(str(path) for path in Path(folder).iterdir())
-    print(json.dumps(PEERS[name][0](paths, Path(model))))
+    spec = Model(Path(model)).metadata.preprocessing
+    print(json.dumps(PEERS[name][0](paths, Path(model), spec)))
 
 
 if __name__ == "__main__":
