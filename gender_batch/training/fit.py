@@ -54,6 +54,10 @@ class Recipe:
     batch_size: int = 32
     lr_adapt: float = 3e-3
     lr_fine: float = 3e-4
+    statistics_from: int = 5000
+    """Pictures to train on from which the fine-tuning learns batch-norm statistics of its own. With fewer, those that
+    the features came with are better: on 713 whole photos it otherwise undid what the adaptation had learnt, with a
+    validation loss of 0.37 in place of 0.33 (277 photos, means of two folds)."""
     layer_decay: float = 1.0
     """Rate of each block of the features, as a share of the next one's (Howard and Ruder 2018); 1: all learn alike."""
     weight_decay: float = 0.01
@@ -308,6 +312,8 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
         network.train()
         if state.phase == Phase.ADAPTATION:
             network.features.eval()  # batch-norm statistics frozen too
+        elif len(training.train.truth) < recipe.statistics_from:
+            _freeze_statistics(network.features)
         loss_sum, right, seen = torch.zeros((), device=machine.device), torch.zeros((), device=machine.device), 0
         group_losses.begin(state.group_weights)
         waited = _Waiting(batches(training.train.squares, recipe.batch_size, machine.workers, machine.device, seed))
@@ -375,6 +381,12 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
         state.optimizer, state.scaler = optimizer.state_dict(), scaler.state_dict()
         state.save(training.state_file)
         watcher.epoch(epoch, best)
+
+
+def _freeze_statistics(features: nn.Module) -> None:
+    for module in features.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
 
 
 class _Auxiliary(nn.Module):

@@ -20,6 +20,7 @@ from gender_batch.training.fit import (
     Labelled,
     Machine,
     Recipe,
+    State,
     _Auxiliary,
     _GroupLosses,
     fit,
@@ -261,17 +262,35 @@ def test_the_command_line_has_the_defaults_of_the_recipe() -> None:
 # Phases
 
 
-def test_the_adaptation_may_end_early_and_the_fine_tuning_goes_to_its_end(tmp_path: Path) -> None:
+def labelled_squares(folder: Path, recipe: Recipe) -> tuple[Labelled, Labelled]:
+    """Eight plain pictures of two classes, to train on and to validate."""
     paths = []
     for number in range(8):
-        Image.new("RGB", (40, 40), (30 * number, 99, 99)).save(tmp_path / f"{number}.png")
-        paths.append(str(tmp_path / f"{number}.png"))
-    recipe = Recipe(image_size=32, adapt_epochs=2, fine_epochs=2, batch_size=4, patience=0)
+        Image.new("RGB", (40, 40), (30 * number, 99, 99)).save(folder / f"{number}.png")
+        paths.append(str(folder / f"{number}.png"))
     truth = torch.tensor([0, 1] * 4)
-    train = Labelled(Squares(paths, recipe.source, tmp_path), truth)
-    val = Labelled(Squares(paths, recipe.preprocessing, tmp_path), truth)
-    history = fit(Network(2), train, val, recipe, CPU, tmp_path / "state.pt", Silent())
+    train, val = (Labelled(Squares(paths, spec, folder), truth) for spec in (recipe.source, recipe.preprocessing))
+    return train, val
+
+
+def test_the_adaptation_may_end_early_and_the_fine_tuning_goes_to_its_end(tmp_path: Path) -> None:
+    recipe = Recipe(image_size=32, adapt_epochs=2, fine_epochs=2, batch_size=4, patience=0)
+    history = fit(Network(2), *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Silent())
     assert [(epoch.phase, epoch.epoch) for epoch in history] == [("fine-tuning", 1), ("fine-tuning", 2)]
+
+
+@pytest.mark.parametrize(("statistics_from", "own"), [(9, False), (8, True)])
+def test_few_pictures_leave_the_statistics_of_the_features(tmp_path: Path, statistics_from: int, own: bool) -> None:
+    recipe = Recipe(
+        image_size=32, adapt_epochs=1, fine_epochs=1, batch_size=4, average=False, statistics_from=statistics_from
+    )
+    network = Network(2)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    fit(network, *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Silent())
+    last = State.load(tmp_path / "state.pt").weights
+    changed = {name for name, tensor in last.items() if not torch.equal(tensor, before[name])}
+    assert any("running_mean" in name for name in changed) == own
+    assert any("features" in name and "weight" in name for name in changed)
 
 
 # Faces, where they are
