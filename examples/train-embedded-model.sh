@@ -25,8 +25,7 @@ train() {
 
 # Four times, each time from the features of the time before, since one such schedule leaves them short of what they
 # can learn; all hold out the same pictures. About an hour each on two CPU cores. (The first two were trained with
-# labels smoothed by 0.05, as was the recipe then.) The last time at the largest multiple of eight for which a JPEG of
-# 400 pixels is still decoded at half its scale.
+# labels smoothed by 0.05, as was the recipe then.)
 train --out runs/embedded-first --init "$weights" --image-size 160 --fine-epochs 16
 train --out runs/embedded-second --init runs/embedded-first/checkpoint.safetensors --image-size 160 --fine-epochs 14 \
   --auxiliary age --auxiliary race

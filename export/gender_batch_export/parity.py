@@ -175,7 +175,7 @@ def torch_probabilities(checkpoint: Checkpoint, pictures: Sequence[str]) -> NDAr
     outputs = []
     with torch.inference_mode():
         for path in pictures:
-            image = bound_aspect(read_picture(path, spec.resize).image)
+            image = bound_aspect(read_picture(path, spec.shorter_side).image)
             logits = backbone(transform(image)[None])
             outputs.append(torch.softmax(logits / checkpoint.temperature, 1)[0].numpy())
     return np.stack(outputs)

@@ -90,7 +90,7 @@ class Read(StepFactory):
 
     @property
     def shorter_side(self) -> int | None:
-        return None if self.search else self.preprocessing.resize
+        return None if self.search else self.preprocessing.shorter_side
 
     def __call__(self) -> Step:
         see = _SeeFaces(self.preprocessing, self.search) if self.search else _SeeWhole(self.preprocessing)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,17 @@ def test_read_uses_the_scale_that_resize_needs(tmp_path: object) -> None:
     picture = Preprocessing(size=64, resize=75).read(path)
     assert (picture.width, picture.height) == (800, 600)
     assert picture.image.size == (100, 75)
+
+
+@pytest.mark.parametrize(("size", "decoded"), [((1024, 768), (256, 192)), ((1000, 728), (500, 364))])
+def test_a_picture_that_misses_a_scale_by_little_is_decoded_at_it(
+    tmp_path: Path, size: tuple[int, int], decoded: tuple[int, int]
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(smooth(*size), "JPEG"))
+    spec = Preprocessing(size=184, resize=196)
+    image = spec.read(str(tmp_path / "a.jpg")).image
+    assert image.size == decoded
+    assert spec.apply(image).shape == (184, 184, 3)
 
 
 # The specification
