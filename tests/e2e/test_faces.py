@@ -57,8 +57,9 @@ def test_whole_photos(sure: tuple[Path, Path], detector: Path, tmp_path: Path) -
         "view": ("no_face", "", "0", ""),
     }
     left, top, width, height = (int(rows["her"][f"face_{name}"]) for name in "xywh")
-    assert 300 <= left < left + width <= 780
-    assert 320 <= top < top + height <= 800
+    about = 480 / 20  # a detector's box may reach beyond a picture that cuts a head off
+    assert 300 - about <= left < left + width <= 780 + about
+    assert 320 - about <= top < top + height <= 800 + about
     assert width > 150
     assert rows["view"]["face_x"] == ""
     assert stat.S_IMODE((tmp_path / "g.html").stat().st_mode) == 0o600
