@@ -14,11 +14,12 @@ from gender_batch.model.metadata import Metadata
 from gender_batch.model.session import Model
 from gender_batch.pictures.preprocessing import Pixels
 from gender_batch.scoring.cores import usable_cores
+from gender_batch.scoring.pool import CHUNK
 
 TOGETHER = 4
 """Pictures inferred at a time: of 1, 2, 4 and 8 the quickest, or next to it, with int8 and VNNI."""
 
-DECODED = 8
+DECODED = CHUNK
 """Pictures decoded before they are inferred, where both are done: `classify` does the same."""
 
 

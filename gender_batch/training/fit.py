@@ -384,6 +384,7 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
 
 
 def _freeze_statistics(features: nn.Module) -> None:
+    """Not `features.eval()`: strided convolutions have their quick gradient only while they know that they train."""
     for module in features.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
