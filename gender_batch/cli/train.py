@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import torch
 
     from gender_batch.cli.progress import TrainingProgress
-    from gender_batch.training.run import Order
 
 
 @click.command()
@@ -36,10 +35,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--image-size",
-    default=224,
-    show_default=True,
     type=click.IntRange(32, 1024),
-    help="Side of the square that the network sees, in pixels.",
+    help="Side of the square that the network sees, in pixels.  [default: 184 for faces, 288 for whole photos]",
 )
 @click.option(
     "--adapt-epochs",
@@ -145,7 +142,7 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cuda", "cpu"]))
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in RUN.")
 def train(
-    data: Path, out: Path | None, init: str, image_size: int, adapt_epochs: int, fine_epochs: int,
+    data: Path, out: Path | None, init: str, image_size: int | None, adapt_epochs: int, fine_epochs: int,
     batch_size: int, lr_adapt: float, lr_fine: float, group_by: str | None, labels_file: Path | None,
     folds: int | None, allow_leaks: bool, balance: str | None, auxiliary: tuple[str, ...], target_precision: float,
     pictures: str, faces: str, detector: Path | None, attributions: tuple[str, ...], seed: int, device: str,
@@ -174,36 +171,37 @@ def train(
         from gender_batch.training.network import WeightsError
     from gender_batch.cli.progress import TrainingProgress
 
-    order = run.Order(
-        data=data,
-        recipe=Recipe(
-            image_size=image_size,
-            adapt_epochs=adapt_epochs,
-            fine_epochs=fine_epochs,
-            batch_size=batch_size,
-            lr_adapt=lr_adapt,
-            lr_fine=lr_fine,
-            # Whole photos show faces of all sizes as they are, and faces that are cut out are all of one size.
-            augmentation=Augmentation() if pictures == "face" and not cropping else Augmentation(zoom_out=0),
-            seed=seed,
-        ),
-        init=init,
-        group_by=group_by,
-        labels_file=labels_file,
-        allow_leaks=allow_leaks,
-        balance=balance,
-        auxiliary=auxiliary,
-        target_precision=target_precision,
-        pictures="face" if cropping else pictures,
-        detector=found if cropping else None,
-        attributions=attributions,
-    )
     machine = Machine(_device(device), workers=_loading_processes())
     again = f"--resume goes on after the last finished epoch: --out {folder} --resume"
     with stopping_on_signals(again), TrainingProgress(folder) as progress:
         try:
             if looking:
-                order = _on_faces_if_possible(order, found, progress)
+                cropping = _show_faces(data, group_by, labels_file, found, progress)
+            sees = "face" if cropping else pictures
+            order = run.Order(
+                data=data,
+                recipe=Recipe(
+                    image_size=image_size or run.IMAGE_SIZES[sees],
+                    adapt_epochs=adapt_epochs,
+                    fine_epochs=fine_epochs,
+                    batch_size=batch_size,
+                    lr_adapt=lr_adapt,
+                    lr_fine=lr_fine,
+                    # Whole photos show faces of all sizes as they are, and faces that are cut out are all of one size.
+                    augmentation=Augmentation() if pictures == "face" and not cropping else Augmentation(zoom_out=0),
+                    seed=seed,
+                ),
+                init=init,
+                group_by=group_by,
+                labels_file=labels_file,
+                allow_leaks=allow_leaks,
+                balance=balance,
+                auxiliary=auxiliary,
+                target_precision=target_precision,
+                pictures=sees,
+                detector=found if cropping else None,
+                attributions=attributions,
+            )
             if folds:
                 validated = run.cross_validate(order, folds, folder, machine, progress, resume, progress.reading)
             else:
@@ -228,14 +226,16 @@ def train(
     click.echo(f"report and checkpoint in {result.folder}; next: gender-batch export {result.folder}")
 
 
-def _on_faces_if_possible(order: Order, detector: Path | None, progress: TrainingProgress) -> Order:
+def _show_faces(
+    data: Path, group_by: str | None, labels_file: Path | None, detector: Path | None, progress: TrainingProgress
+) -> bool:
     from gender_batch.faces.fetch import GET_IT
     from gender_batch.training import run
 
     if detector:
-        return run.on_faces_where_they_are(order, detector, progress.note)
+        return run.photos_show_faces(data, group_by, labels_file, detector, progress.note)
     progress.note(f"photos are taken whole: there is no face detector, and of people faces are learnt better; {GET_IT}")
-    return order
+    return False
 
 
 def _detector(named: Path | None, needed: bool) -> Path | None:

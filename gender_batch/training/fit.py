@@ -45,7 +45,8 @@ class Recipe:
     benchmarks/ablation.py measures what each ingredient is worth; those of no use there are off.
     """
 
-    image_size: int = 224
+    image_size: int
+    """Side of the square that the network sees, in pixels."""
     train_size: int | None = None
     """Side of the training pictures; None: nine tenths of `image_size`. Random crops enlarge faces, so that at this
     size they are on average as large as when judged (Touvron et al. 2019, section 3), and training is quicker."""
@@ -84,8 +85,9 @@ class Recipe:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The centre crop keeps 15/16 of the shorter side: faces sit in the middle, hair and chin near the edge."""
-        return Preprocessing(size=self.image_size, resize=round(self.image_size * 16 / 15))
+        """The whole of the shorter side. Cutting a sixteenth of it off, as is usual of objects in photos, took hair and
+        chin from faces: 91.5 in place of 92.5% of 2,399 validation pictures were right."""
+        return Preprocessing(size=self.image_size, resize=self.image_size)
 
     @property
     def size_in_training(self) -> int:

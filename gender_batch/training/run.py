@@ -50,6 +50,10 @@ MOSTLY = 0.9
 """Share of them that must show one. On 2,310 photos of people a model of their faces was right about 96.5%, one of
 whole photos about 94.6%; but photos without a face are lost to it."""
 
+IMAGE_SIZES = {"face": 184, "photo": 288}
+"""Sides in pixels that suit faces that fill the square, as the program's own features learnt them, and whole photos, in
+which faces are smaller. benchmarks/results/ablation.md has what others gave."""
+
 CROPS = "faces"
 """The folder of the faces that were cut out, in the run's or, for all folds, in that of the cross-validation."""
 
@@ -162,20 +166,22 @@ def train(
     return result
 
 
-def on_faces_where_they_are(order: Order, detector: Path, note: Callable[[str], None]) -> Order:
-    """The order to train on the faces in its photos, if most of some photos that are looked at show one; else the
-    order as it is. Which it is, is noted. Raises DatasetError."""
-    found = find_samples(order.data, order.group_by, order.labels_file)
+def photos_show_faces(
+    data: Path, group_by: str | None, labels_file: Path | None, detector: Path, note: Callable[[str], None]
+) -> bool:
+    """Whether most of some photos that are looked at show a face, so that faces should be cut out and learnt; which it
+    is, is noted. Raises DatasetError."""
+    found = find_samples(data, group_by, labels_file)
     names = sorted(sample.name for samples in found.splits.values() for sample in samples)
-    looked_at = [str(order.data / name) for name in names[:: -(-len(names) // LOOKED_AT)]]
-    faces = replace(order, pictures="face", detector=detector)
-    count = with_a_face(looked_at, Looker(FaceSearch(detector), faces.preprocessing()))
+    looked_at = [str(data / name) for name in names[:: -(-len(names) // LOOKED_AT)]]
+    any_size = Preprocessing(IMAGE_SIZES["face"], IMAGE_SIZES["face"])
+    count = with_a_face(looked_at, Looker(FaceSearch(detector), any_size))
     seen = f"{count} of {len(looked_at)} photos that were looked at show a face"
     if count < MOSTLY * len(looked_at):
         note(f"{seen}: all are taken whole; --faces crop cuts faces out all the same")
-        return order
+        return False
     note(f"{seen}: faces are cut out and learnt; --faces never takes photos whole")
-    return faces
+    return True
 
 
 def cross_validate(

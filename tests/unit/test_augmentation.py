@@ -57,6 +57,15 @@ def test_a_shrunk_picture_fills_its_share_of_the_frame(side: float) -> None:
     assert (edges >= 1).float().mean() > 0.7
 
 
+def test_a_shrunk_picture_is_seen_up_to_its_edges() -> None:
+    torch.manual_seed(0)
+    framed = torch.zeros(64, 64, 64, 3, dtype=torch.uint8)
+    framed[:, :4] = framed[:, -4:] = framed[:, :, :4] = framed[:, :, -4:] = 255
+    frame = 32 * 32 - 28 * 28  # of 2 pixels, of a picture of half the side
+    bright = (zoom_out(framed, 0.5, 64).float().mean(-1) > 128).sum((1, 2))
+    assert (bright > 0.8 * frame).all()
+
+
 def test_a_whole_picture_stays_where_it_is() -> None:
     torch.manual_seed(0)
     pictures = squares(side=32)

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from PIL import Image
@@ -70,7 +71,7 @@ def test_separated_pictures_give_a_finite_temperature() -> None:
 
 def order(tmp_path: Path, **recipe: int) -> run.Order:
     torch.save(Network(1).backbone.state_dict(), tmp_path / "weights.pth")
-    return run.Order(data=tmp_path / "data", recipe=Recipe(**recipe), init=str(tmp_path / "weights.pth"))
+    return run.Order(data=tmp_path / "data", recipe=Recipe(**{"image_size": 64, **recipe}), init=str(tmp_path / "weights.pth"))
 
 
 def test_an_unfinished_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path) -> None:
@@ -254,9 +255,13 @@ def test_the_command_line_has_the_defaults_of_the_recipe() -> None:
     from gender_batch.cli.train import train
 
     defaults = {parameter.name: parameter.default for parameter in train.params}
-    recipe = Recipe()
-    for name in ("image_size", "adapt_epochs", "fine_epochs", "batch_size", "lr_adapt", "lr_fine", "seed"):
+    recipe = Recipe(image_size=64)
+    for name in ("adapt_epochs", "fine_epochs", "batch_size", "lr_adapt", "lr_fine", "seed"):
         assert defaults[name] == getattr(recipe, name), name
+    (image_size,) = (param for param in train.params if param.name == "image_size")
+    assert isinstance(image_size, click.Option)
+    sizes = run.IMAGE_SIZES
+    assert f"{sizes['face']} for faces, {sizes['photo']} for whole photos" in str(image_size.help)
 
 
 # Phases
@@ -301,14 +306,12 @@ def test_faces_are_learnt_where_nearly_all_photos_show_one(tmp_path: Path, label
         (tmp_path / "data" / label).mkdir(parents=True)
         for path in sorted((labelled / label).iterdir())[:5]:
             (tmp_path / "data" / label / path.name).symlink_to(path)
-    whole = order(tmp_path)
     notes: list[str] = []
-    faces = run.on_faces_where_they_are(whole, detector, notes.append)
-    assert (faces.pictures, faces.detector) == ("face", detector)
+    assert run.photos_show_faces(tmp_path / "data", None, None, detector, notes.append)
     assert notes[0].startswith("10 of 10 photos")
 
     Image.radial_gradient("L").save(tmp_path / "data" / "male" / "view.png")
     (tmp_path / "data" / "male" / "broken.png").write_bytes(b"nothing")
-    assert run.on_faces_where_they_are(whole, detector, notes.append) is whole
+    assert not run.photos_show_faces(tmp_path / "data", None, None, detector, notes.append)
     assert notes[1].startswith("10 of 12 photos")
     assert "whole" in notes[1]
