@@ -71,7 +71,8 @@ def test_separated_pictures_give_a_finite_temperature() -> None:
 
 def order(tmp_path: Path, **recipe: int) -> run.Order:
     torch.save(Network(1).backbone.state_dict(), tmp_path / "weights.pth")
-    return run.Order(data=tmp_path / "data", recipe=Recipe(**{"image_size": 64, **recipe}), init=str(tmp_path / "weights.pth"))
+    wanted = Recipe(**{"image_size": 64, **recipe})
+    return run.Order(data=tmp_path / "data", recipe=wanted, init=str(tmp_path / "weights.pth"))
 
 
 def test_an_unfinished_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path) -> None:
