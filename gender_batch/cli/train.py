@@ -187,6 +187,7 @@ def train(
                     batch_size=batch_size,
                     lr_adapt=lr_adapt,
                     lr_fine=lr_fine,
+                    statistics_from=run.OWN_STATISTICS_FROM if init == "embedded" else 0,
                     # Whole photos show faces of all sizes as they are, and faces that are cut out are all of one size.
                     augmentation=Augmentation() if pictures == "face" and not cropping else Augmentation(zoom_out=0),
                     seed=seed,
