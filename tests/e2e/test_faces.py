@@ -125,6 +125,7 @@ def test_training_on_faces_from_photos_to_serving(
     result = gender_batch("train", tmp_path / "photos", "--out", run, *options)
     assert result.returncode == 0, result.stderr
     assert "photos that were looked at show a face: faces are cut out and learnt" in result.stderr.decode()
+    assert json.loads((run / "config.json").read_text())["statistics_from"] > 49
     crops = [path for path in (run / "faces").rglob("*") if path.is_file()]
     assert run / "faces" / "male" / "m9_9.jpg" not in crops
     without = 49 - len(crops)

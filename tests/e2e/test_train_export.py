@@ -55,6 +55,8 @@ def test_a_run_holds_its_report(run: Path) -> None:
         ("fine-tuning", "1"),
         ("fine-tuning", "2"),
     ]
+    # Features that do not know such pictures learn batch-norm statistics of their own, few as the pictures are.
+    assert json.loads((run / "config.json").read_text())["statistics_from"] == 0
     metrics = json.loads((run / "metrics.json").read_text())
     for split in ("val", "test"):
         held = [row for row in read_csv(run / "heldout.csv") if row["split"] == split]
