@@ -55,9 +55,9 @@ IMAGE_SIZES = {"face": 184, "photo": 288}
 which faces are smaller. benchmarks/results/ablation.md has what others gave."""
 
 OWN_STATISTICS_FROM = 5000
-"""Pictures to train on from which features that start from the program's own learn batch-norm statistics anew. With 713
-whole photos that undid what the adaptation had learnt, with a validation loss of 0.37 in place of 0.33. Features of
-ImageNet learn their own always: with those kept, 3,240 faces taught them nothing at all."""
+"""Pictures to train on from which the program's own features learn batch-norm statistics anew. From 713 whole photos
+that undid what the adaptation had learnt: a validation loss of 0.37 in place of 0.33. Other features always learn
+theirs: with those of ImageNet kept, 3,240 faces taught nothing at all."""
 
 CROPS = "faces"
 """The folder of the faces that were cut out, in the run's or, for all folds, in that of the cross-validation."""
