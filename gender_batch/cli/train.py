@@ -91,6 +91,11 @@ if TYPE_CHECKING:
     "--allow-leaks", is_flag=True, help="Go on although a photo or a person is on two sides of a given split."
 )
 @click.option(
+    "--class-weights",
+    is_flag=True,
+    help="Let every class count alike, however few pictures it has: for folders in which one is rare.",
+)
+@click.option(
     "--balance",
     metavar="COLUMN",
     help="Learn the groups of this column of --labels, by class, alike: those that are got wrong more count more.",
@@ -144,9 +149,9 @@ if TYPE_CHECKING:
 def train(
     data: Path, out: Path | None, init: str, image_size: int | None, adapt_epochs: int, fine_epochs: int,
     batch_size: int, lr_adapt: float, lr_fine: float, group_by: str | None, labels_file: Path | None,
-    folds: int | None, allow_leaks: bool, balance: str | None, auxiliary: tuple[str, ...], target_precision: float,
-    pictures: str, faces: str, detector: Path | None, attributions: tuple[str, ...], seed: int, device: str,
-    resume: bool,
+    folds: int | None, allow_leaks: bool, class_weights: bool, balance: str | None, auxiliary: tuple[str, ...],
+    target_precision: float, pictures: str, faces: str, detector: Path | None, attributions: tuple[str, ...],
+    seed: int, device: str, resume: bool,
 ) -> None:  # fmt: skip
     """Fine-tune MobileNetV2 on the labelled photos in DATA.
 
@@ -165,10 +170,10 @@ def train(
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     with needing_extra("train"):
         from gender_batch.training import run
-        from gender_batch.training.augmentation import Augmentation
         from gender_batch.training.dataset import DatasetError
         from gender_batch.training.fit import Machine, Recipe
         from gender_batch.training.network import WeightsError
+        from gender_batch.training.order import IMAGE_SIZES, Order, suited
     from gender_batch.cli.progress import TrainingProgress
 
     machine = Machine(_device(device), workers=_loading_processes())
@@ -178,20 +183,19 @@ def train(
             if looking:
                 cropping = _show_faces(data, group_by, labels_file, found, progress)
             sees = "face" if cropping else pictures
-            order = run.Order(
+            recipe = Recipe(
+                image_size=image_size or IMAGE_SIZES[sees],
+                adapt_epochs=adapt_epochs,
+                fine_epochs=fine_epochs,
+                batch_size=batch_size,
+                lr_adapt=lr_adapt,
+                lr_fine=lr_fine,
+                class_weights=class_weights,
+                seed=seed,
+            )
+            order = Order(
                 data=data,
-                recipe=Recipe(
-                    image_size=image_size or run.IMAGE_SIZES[sees],
-                    adapt_epochs=adapt_epochs,
-                    fine_epochs=fine_epochs,
-                    batch_size=batch_size,
-                    lr_adapt=lr_adapt,
-                    lr_fine=lr_fine,
-                    statistics_from=run.OWN_STATISTICS_FROM if init == "embedded" else 0,
-                    # Whole photos show faces of all sizes as they are, and faces that are cut out are all of one size.
-                    augmentation=Augmentation() if pictures == "face" and not cropping else Augmentation(zoom_out=0),
-                    seed=seed,
-                ),
+                recipe=suited(recipe, init, cropping, sees),
                 init=init,
                 group_by=group_by,
                 labels_file=labels_file,

@@ -20,8 +20,14 @@ from gender_batch.prediction import Status
 from gender_batch.scoring.slots import Slots
 from gender_batch.scoring.worker import Outcome, StepFactory, work
 
-CHUNK = 8
-"""Pictures sent at a time: enough to hide the pipe's latency, few enough to spread a short list over all workers."""
+SHORT_CHUNK, CHUNK = 8, 32
+"""Pictures sent at a time, at the beginning and later. With more at a time the parent wakes up less often and disturbs
+the workers' caches less, and so do decoder and network each other: with 32 instead of 8, pictures of 1080 pixels were
+scored 6% faster, of 400 pixels 10%; with 64 no faster than that."""
+
+SHARE = 8
+"""A chunk is at most this part of what each worker has been given before, if it is no short one: so a short list is
+spread over all workers, and at the end of a long one none is left with much while the others have nothing."""
 
 LOOK_AHEAD = 64
 """Chunks per worker that may be finished but wait for an earlier one: bounds memory to this many outcomes."""
@@ -29,9 +35,6 @@ LOOK_AHEAD = 64
 QUEUED = 2
 """Chunks a worker holds: the one in hand and the next, so that it never waits for the parent. More where it says that
 files are slow to read."""
-
-QUEUED_WITH_PLACES = 4
-"""Chunks a worker holds at most where each of them takes up room for its pixels."""
 
 START_LIMIT = 3
 """Workers that may die in a row without having a picture in hand before the run gives up."""
@@ -47,8 +50,8 @@ class PoolError(Exception):
     """Workers die or do not start for a reason that is no picture's."""
 
 
-SLOT_CHUNKS = 8
-"""Chunks per worker whose pixels are held at the same time, where workers only read: 5 MB each at 160 pixels."""
+PLACES = 4 * CHUNK
+"""Pictures per worker whose pixels are held at the same time, where workers only read: 13 MB each at 184 pixels."""
 
 
 class _Chunk:
@@ -121,7 +124,7 @@ class WorkerPool:
         # Not "fork": this process may hold threads and a session. Not "forkserver": a worker would be the server's
         # child, and the kernel could not tie its life to ours.
         self._context = multiprocessing.get_context("spawn")
-        self._slots = Slots(self._context, SLOT_CHUNKS * CHUNK * count, side) if side else None
+        self._slots = Slots(self._context, PLACES * count, side) if side else None
         self._workers: list[_Worker] = []
         self._deaths_without_culprit = 0
 
@@ -153,6 +156,7 @@ class WorkerPool:
         in_order: deque[_Chunk] = deque()
         try:
             exhausted = False
+            given = 0
             while not exhausted or in_order:
                 while in_order and not in_order[0].missing():
                     yield from self._done(in_order.popleft())
@@ -163,11 +167,15 @@ class WorkerPool:
                             continue
                         if again:
                             worker.give(again.popleft())
-                        elif not exhausted and len(in_order) < LOOK_AHEAD * self.count and self._has_places():
-                            paths_now = list(islice(source, CHUNK))
+                            continue
+                        length = min(CHUNK, max(SHORT_CHUNK, given // (SHARE * self.count)))
+                        if not exhausted and len(in_order) < LOOK_AHEAD * self.count and self._has_places(length):
+                            paths_now = list(islice(source, length))
                             exhausted = not paths_now
                             if paths_now:
-                                in_order.append(_Chunk(paths_now, self._slots.lend(CHUNK) if self._slots else []))
+                                given += len(paths_now)
+                                places = self._slots.lend(len(paths_now)) if self._slots else []
+                                in_order.append(_Chunk(paths_now, places))
                                 worker.give(in_order[-1])
                 if (in_order and in_order[0].missing()) or (not in_order and not exhausted):
                     self._listen(again)
@@ -177,8 +185,8 @@ class WorkerPool:
                 if not chunk.missing() or chunk in again:
                     self._take_back(chunk)
 
-    def _has_places(self) -> bool:
-        return self._slots is None or self._slots.free >= CHUNK
+    def _has_places(self, count: int) -> bool:
+        return self._slots is None or self._slots.free >= count
 
     def _done(self, chunk: _Chunk) -> Iterator[tuple[str, Outcome]]:
         """The outcomes of a chunk; its places are free then."""
@@ -239,11 +247,9 @@ class WorkerPool:
             worker.ready = True
             return True
         outcomes, at_hand = answer
-        worker.queued = max(QUEUED, ceil(at_hand / CHUNK))
-        if self._slots:
-            worker.queued = min(worker.queued, QUEUED_WITH_PLACES)
         self._deaths_without_culprit = 0
         chunk, sent = worker.chunks.popleft()
+        worker.queued = max(QUEUED, ceil(at_hand / len(chunk.paths)))
         for index, outcome in zip(sent, outcomes, strict=True):
             chunk.outcomes[index] = outcome
         if chunk.unwanted:

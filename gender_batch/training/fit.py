@@ -69,7 +69,8 @@ class Recipe:
     average: bool = True
     """Judge and keep an exponential moving average of the weights, not the last ones."""
     class_weights: bool = False
-    """Weigh the loss by the inverse frequency of the classes."""
+    """Weigh the losses, in training and in validation, by the inverse frequency of the classes in training. What is
+    fitted after it, temperature and threshold, is for the frequencies of the validation set."""
     tilt: float = 3.0
     """Where pictures have groups: how much more a group of larger loss counts within its class, as
     exp(tilt * loss in nats), after the tilted loss of Li et al. 2021, section 2; 0: all count alike."""
@@ -119,7 +120,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the history. Losses are mean cross-entropies in nats, without label smoothing for validation."""
+    """One line of the history. Losses are mean cross-entropies in nats, without label smoothing for validation, and
+    weighted where the recipe has class weights."""
 
     phase: str
     epoch: int
@@ -202,6 +204,8 @@ class _Training:
     state: State
     state_file: Path
     watcher: Watcher
+    class_weights: Tensor | None
+    """(classes,), float."""
 
 
 def fit(
@@ -221,7 +225,8 @@ def fit(
     state = State.load(state_file) if state_file.exists() else State()
     network.to(machine.device)
     auxiliary = _Auxiliary(train.others, machine.device)
-    training = _Training(network, auxiliary, train, val, recipe, machine, state, state_file, watcher)
+    class_weights = _class_weights(train.truth, network.classes) if recipe.class_weights else None
+    training = _Training(network, auxiliary, train, val, recipe, machine, state, state_file, watcher, class_weights)
     # Vanishing gradients become denormal numbers, on which a CPU is many times slower.
     torch.set_flush_denormal(True)
     if machine.device.type == "cpu":
@@ -269,7 +274,7 @@ def _result(training: _Training) -> dict[str, Tensor]:
         network.load_state_dict(weights)
         logits = predict_logits(network, val.squares, training.machine)
         scaled = logits / np.float32(fit_temperature(logits, val.truth.numpy()))
-        losses.append(float(functional.cross_entropy(torch.from_numpy(scaled), val.truth)))
+        losses.append(float(functional.cross_entropy(torch.from_numpy(scaled), val.truth, training.class_weights)))
     return (best, last, mean)[losses.index(min(losses))]
 
 
@@ -296,7 +301,7 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
     mix = _mixing(recipe, network.classes)
     if mix is not None and auxiliary.heads:
         raise ValueError("mixed pictures have mixed classes only: nothing else can be learnt beside them")
-    weights = _class_weights(training.train.truth, network.classes).to(machine.device) if recipe.class_weights else None
+    class_weights = None if training.class_weights is None else training.class_weights.to(machine.device)
     # Without groups each class is one, and no weight ever differs from 1.
     groups = training.train.truth if training.train.groups is None else training.train.groups
     group_losses = _GroupLosses(groups, training.train.truth, machine.device)
@@ -334,7 +339,7 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
                 logits = network.head(embedding)
                 others = auxiliary(embedding)
             losses = functional.cross_entropy(
-                logits.float(), targets, weights, reduction="none", label_smoothing=recipe.label_smoothing
+                logits.float(), targets, class_weights, reduction="none", label_smoothing=recipe.label_smoothing
             )
             loss = (losses * group_losses.weights_of(indices)).mean()
             if others:
@@ -355,7 +360,9 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
         trained = time.monotonic()
 
         val_logits = predict_logits(judged, training.val.squares, machine)
-        val_loss = float(functional.cross_entropy(torch.from_numpy(val_logits), training.val.truth))
+        val_loss = float(
+            functional.cross_entropy(torch.from_numpy(val_logits), training.val.truth, training.class_weights)
+        )
         epoch = Epoch(
             phase=state.phase,
             epoch=state.epoch + 1,

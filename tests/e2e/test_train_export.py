@@ -97,6 +97,21 @@ def test_adaptation_leaves_the_features_alone(labelled: Path, initial_weights: P
         assert torch.equal(before[name], after[f"backbone.{name}"]), name
 
 
+def test_class_weights_are_recommended_where_a_class_is_rare(
+    labelled: Path, initial_weights: Path, tmp_path: Path
+) -> None:
+    for label, count in (("female", 12), ("male", None)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for path in sorted((labelled / label).iterdir())[:count]:
+            (tmp_path / "data" / label / path.name).symlink_to(path)
+    for name, options in (("without", ()), ("with", ("--class-weights",))):
+        arguments = ("train", tmp_path / "data", "--out", tmp_path / name, "--init", initial_weights, *SMALL, *options)
+        result = gender_batch(*arguments, "--adapt-epochs", "1", "--fine-epochs", "0")
+        assert result.returncode == 0, result.stderr
+        assert json.loads((tmp_path / name / "config.json").read_text())["class_weights"] == bool(options)
+        assert (b"--class-weights lets them count alike" in result.stderr) != bool(options)
+
+
 def test_resumed_equals_uninterrupted(labelled: Path, initial_weights: Path, tmp_path: Path) -> None:
     # What is learnt beside the classes must go on, too.
     names = [path.relative_to(labelled) for path in sorted(labelled.glob("*/*"))]

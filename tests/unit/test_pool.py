@@ -15,7 +15,7 @@ from steps import SIDE, Dying, DyingOnce, FromSlowDisk, Obey, Paint, Unanswerabl
 
 from gender_batch.pictures.ahead import FEWEST, READERS
 from gender_batch.prediction import Status
-from gender_batch.scoring.pool import CHUNK, LOOK_AHEAD, SLOT_CHUNKS, PoolError, WorkerPool
+from gender_batch.scoring.pool import CHUNK, LOOK_AHEAD, PLACES, SHORT_CHUNK, PoolError, WorkerPool
 from gender_batch.scoring.worker import Outcome, StepFactory
 
 LONG = 60.0
@@ -73,7 +73,8 @@ def check(paths: list[str], outcomes: list[tuple[str, Outcome]], expected: dict[
 
 
 @pytest.mark.parametrize(
-    ("length", "count"), [(0, 2), (1, 2), (CHUNK - 1, 1), (CHUNK, 2), (CHUNK + 1, 1), (200, 1), (200, 3)]
+    ("length", "count"),
+    [(0, 2), (1, 2), (SHORT_CHUNK - 1, 1), (SHORT_CHUNK, 2), (SHORT_CHUNK + 1, 1), (600, 1), (600, 3)],
 )
 def test_order_is_kept(length: int, count: int) -> None:
     paths = [f"picture {number}" for number in range(length)]
@@ -86,7 +87,7 @@ def test_order_is_kept_when_some_take_longer() -> None:
 
 
 def test_all_workers_take_part() -> None:
-    outcomes = scored([f"{number} slow" for number in range(4 * CHUNK)], count=4)
+    outcomes = scored([f"{number} slow" for number in range(4 * SHORT_CHUNK)], count=4)
     assert len({outcome.width for _, outcome in outcomes}) == 4
 
 
@@ -174,7 +175,7 @@ def test_a_picture_that_never_ends_costs_its_own_row(deed: str) -> None:
 
 
 def test_the_limit_is_one_picture_s_not_one_chunk_s() -> None:
-    paths = [f"{number} slow" for number in range(CHUNK)]  # 2.4 s together, 0.3 s each
+    paths = [f"{number} slow" for number in range(SHORT_CHUNK)]  # 2.4 s together, 0.3 s each
     check(paths, scored(paths, count=1, timeout=1.5), {})
 
 
@@ -213,7 +214,7 @@ def test_every_picture_gets_its_own_pixels() -> None:
     with WorkerPool(Paint(), 2, LONG, SIDE) as pool:
         painted(pool, paths, {})
         assert pool._slots is not None
-        assert pool._slots.free == 2 * CHUNK * SLOT_CHUNKS
+        assert pool._slots.free == 2 * PLACES
 
 
 def test_a_worker_that_dies_or_hangs_gives_its_places_free() -> None:
@@ -225,21 +226,21 @@ def test_a_worker_that_dies_or_hangs_gives_its_places_free() -> None:
     with WorkerPool(Paint(), 2, 1.5, SIDE) as pool:
         painted(pool, paths, expected)
         assert pool._slots is not None
-        assert pool._slots.free == 2 * CHUNK * SLOT_CHUNKS
+        assert pool._slots.free == 2 * PLACES
 
 
 def test_places_of_a_list_that_was_left_are_free_for_the_next_one() -> None:
     with WorkerPool(Paint(), 2, LONG, SIDE) as pool:
-        for _ in range(2 * SLOT_CHUNKS):
+        for _ in range(2 * PLACES // SHORT_CHUNK):
             outcomes = pool.outcomes(f"1 {number % 251} 7" for number in itertools.count())
             next(outcomes)
             outcomes.close()
         assert pool._slots is not None
         for _ in range(50):  # one worker may still be at what was left while the other does the next list
             painted(pool, [f"1 {number % 251} {number}" for number in range(400)], {})
-            if pool._slots.free == 2 * CHUNK * SLOT_CHUNKS:
+            if pool._slots.free == 2 * PLACES:
                 break
-        assert pool._slots.free == 2 * CHUNK * SLOT_CHUNKS
+        assert pool._slots.free == 2 * PLACES
 
 
 # A slow disk

@@ -16,6 +16,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 
 from gender_batch.training import run
+from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.dataset import Dataset, DatasetError, Sample
 from gender_batch.training.fit import (
     Labelled,
@@ -30,6 +31,7 @@ from gender_batch.training.fit import (
 )
 from gender_batch.training.loading import Squares
 from gender_batch.training.network import EMBEDDING, Checkpoint, Network, WeightsError, load_initial_weights
+from gender_batch.training.order import IMAGE_SIZES, Order, suited
 
 CPU = Machine(torch.device("cpu"), workers=0)
 
@@ -69,10 +71,10 @@ def test_separated_pictures_give_a_finite_temperature() -> None:
     assert 0 < fit_temperature(np.array([[9, 0], [0, 9]], np.float32), np.array([0, 1])) < 1
 
 
-def order(tmp_path: Path, **recipe: int) -> run.Order:
+def order(tmp_path: Path, **recipe: int) -> Order:
     torch.save(Network(1).backbone.state_dict(), tmp_path / "weights.pth")
     wanted = Recipe(**{"image_size": 64, **recipe})
-    return run.Order(data=tmp_path / "data", recipe=wanted, init=str(tmp_path / "weights.pth"))
+    return Order(data=tmp_path / "data", recipe=wanted, init=str(tmp_path / "weights.pth"))
 
 
 def test_an_unfinished_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path) -> None:
@@ -261,8 +263,26 @@ def test_the_command_line_has_the_defaults_of_the_recipe() -> None:
         assert defaults[name] == getattr(recipe, name), name
     (image_size,) = (param for param in train.params if param.name == "image_size")
     assert isinstance(image_size, click.Option)
-    sizes = run.IMAGE_SIZES
-    assert f"{sizes['face']} for faces, {sizes['photo']} for whole photos" in str(image_size.help)
+    assert f"{IMAGE_SIZES['face']} for faces, {IMAGE_SIZES['photo']} for whole photos" in str(image_size.help)
+
+
+@pytest.mark.parametrize(
+    ("init", "cut_out", "pictures", "statistics", "zooming"),
+    [
+        ("embedded", False, "face", 5000, True),
+        ("embedded", True, "face", 5000, False),
+        ("embedded", False, "photo", 5000, False),
+        ("imagenet", False, "face", 0, True),
+        ("features.pth", False, "photo", 0, False),
+    ],
+)
+def test_what_suits_features_and_pictures(
+    init: str, cut_out: bool, pictures: str, statistics: int, zooming: bool
+) -> None:
+    found = suited(Recipe(image_size=64, seed=3), init, cut_out, pictures)
+    assert (found.seed, found.image_size) == (3, 64)
+    assert found.statistics_from == statistics
+    assert (found.augmentation.zoom_out > 0) == zooming
 
 
 # Phases
@@ -283,6 +303,38 @@ def test_the_adaptation_may_end_early_and_the_fine_tuning_goes_to_its_end(tmp_pa
     recipe = Recipe(image_size=32, adapt_epochs=2, fine_epochs=2, batch_size=4, patience=0)
     history = fit(Network(2), *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Silent())
     assert [(epoch.phase, epoch.epoch) for epoch in history] == [("fine-tuning", 1), ("fine-tuning", 2)]
+
+
+def test_with_class_weights_a_rare_class_is_answered_as_often_as_a_common_one(tmp_path: Path) -> None:
+    """Pictures that say nothing: the likeliest answer is then the classes' frequency, or, weighted, all alike."""
+    Image.new("RGB", (40, 40), "grey").save(tmp_path / "grey.png")
+    truth = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
+    answers = {}
+    for weighted in (False, True):
+        recipe = Recipe(
+            image_size=32,
+            adapt_epochs=40,
+            fine_epochs=0,
+            batch_size=4,
+            lr_adapt=0.01,
+            class_weights=weighted,
+            augmentation=Augmentation(rotation=0, smallest_crop=1, zoom_out=0, colour=0, grey=0),
+        )
+        train, val = (
+            Labelled(Squares([str(tmp_path / "grey.png")] * 8, spec, tmp_path), truth)
+            for spec in (recipe.source, recipe.preprocessing)
+        )
+        network = Network(2)
+        history = fit(network, train, val, recipe, CPU, tmp_path / f"{weighted}.pt", Silent())
+        with torch.inference_mode():
+            answers[weighted] = float(network(val.squares[[0]]).softmax(1)[0, 1])
+        rare = answers[weighted]
+        expected = (
+            -(math.log(rare) + math.log(1 - rare)) / 2 if weighted else -(3 * math.log(1 - rare) + math.log(rare)) / 4
+        )
+        assert min(epoch.val_loss for epoch in history) == pytest.approx(expected, abs=0.01)
+    assert answers[False] == pytest.approx(0.25, abs=0.07)
+    assert answers[True] == pytest.approx(0.5, abs=0.07)
 
 
 @pytest.mark.parametrize(("statistics_from", "own"), [(9, False), (8, True)])
