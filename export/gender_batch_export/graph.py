@@ -17,15 +17,25 @@ OPSET = 20
 
 
 class Serving(nn.Module):
-    """The network with temperature and softmax: uint8 (N, size, size, 3) to probabilities (N, classes)."""
+    """The network with temperature and softmax: uint8 (N, size, size, 3) to probabilities (N, classes).
+
+    The first convolution divides by the standard deviation, which by itself takes 3% of an int8 inference. It
+    cannot subtract the mean, too: what it pads pictures with stands for a pixel of the mean. Changes `network`.
+    """
+
+    mean: Tensor
 
     def __init__(self, network: Network, temperature: float) -> None:
         super().__init__()
-        self.network = network
+        self.features, self.head = network.features, network.head
         self.temperature = temperature
+        self.register_buffer("mean", 255 * network.mean)
+        first = self.features.get_submodule("0.0")
+        first.weight = nn.Parameter(first.weight.detach() / (255 * network.std))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        logits: Tensor = self.network(pictures)
+        features = self.features(pictures.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean)
+        logits: Tensor = self.head(nn.functional.adaptive_avg_pool2d(features, 1).flatten(1))
         return torch.softmax(logits / self.temperature, dim=1)
 
 
