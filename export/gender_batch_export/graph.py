@@ -30,7 +30,7 @@ class Serving(nn.Module):
         self.features, self.head = network.features, network.head
         self.temperature = temperature
         self.register_buffer("mean", 255 * network.mean)
-        first = self.features.get_submodule("0.0")
+        first = next(module for module in self.features.modules() if isinstance(module, nn.Conv2d))
         first.weight = nn.Parameter(first.weight.detach() / (255 * network.std))
 
     def forward(self, pictures: Tensor) -> Tensor:
