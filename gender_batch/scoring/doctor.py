@@ -30,7 +30,10 @@ FILES_BESIDE = 64
 """Open files for everything else: libraries, the state, the output."""
 
 SHARED_MEMORY = 64 * 1024 * 1024
-"""Bytes: what a container gets by default, and more than a run takes."""
+"""Bytes: what a container gets by default, and more than a run on a CPU takes."""
+
+PIXELS_PER_WORKER = 13 * 1024 * 1024
+"""Bytes of shared memory of a worker that decodes for a GPU: `pool.PLACES` pictures of 184 pixels."""
 
 MEMORY_PER_WORKER = 256 * 1024 * 1024
 """Bytes: a worker with its model and an ordinary picture in hand."""
@@ -224,8 +227,10 @@ def _memory_of_group() -> int:
     return sys.maxsize
 
 
-def _shared_memory(_: Plan) -> Iterator[Found]:
-    """Workers and their parent share a few bytes there; without it they take the folder for temporary files."""
+def _shared_memory(plan: Plan) -> Iterator[Found]:
+    """Workers and their parent share a few bytes there, and for a GPU the pixels; without it they take the folder for
+    temporary files."""
+    needed = SHARED_MEMORY if plan.device == "cpu" else max(SHARED_MEMORY, plan.workers * PIXELS_PER_WORKER)
     folder = Path("/dev/shm")  # noqa: S108 - it is what is examined
     try:
         volume = os.statvfs(folder)
@@ -234,8 +239,9 @@ def _shared_memory(_: Plan) -> Iterator[Found]:
     except OSError as error:
         yield Level.NOTE, f"{folder}: {error.strerror}; {tempfile.gettempdir()} is used instead", "mount a tmpfs there"
         return
-    if free < SHARED_MEMORY:
-        yield Level.NOTE, f"{folder}: {_size(free)} free", "remove files, or start the container with --shm-size 1g"
+    if free < needed:
+        told = f"{folder}: {_size(free)} free, {_size(needed)} wanted"
+        yield Level.NOTE, told, "remove files, or start the container with --shm-size 1g"
     else:
         yield Level.OK, f"{folder}: {_size(free)} free"
 
