@@ -27,15 +27,15 @@ class Serving(nn.Module):
 
     def __init__(self, network: Network, temperature: float) -> None:
         super().__init__()
-        self.features, self.head = network.features, network.head
+        self.network = network
         self.temperature = temperature
         self.register_buffer("mean", 255 * network.mean)
-        first = next(module for module in self.features.modules() if isinstance(module, nn.Conv2d))
+        first = next(module for module in network.features.modules() if isinstance(module, nn.Conv2d))
         first.weight = nn.Parameter(first.weight.detach() / (255 * network.std))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        features = self.features(pictures.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean)
-        logits: Tensor = self.head(nn.functional.adaptive_avg_pool2d(features, 1).flatten(1))
+        pixels = pictures.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean
+        logits: Tensor = self.network.head(self.network.pooled(pixels))
         return torch.softmax(logits / self.temperature, dim=1)
 
 

@@ -149,14 +149,13 @@ class WorkerPool:
         first = next(source, None)
         if first is None:
             return
-        source = chain([first], source)
+        lists = self._cut(chain([first], source))
         while len(self._workers) < self.count:
             self._workers.append(_Worker(self._context, self.factory, self._slots))
         again: deque[_Chunk] = deque()  # chunks of workers that died
         in_order: deque[_Chunk] = deque()
         try:
             exhausted = False
-            given = 0
             while not exhausted or in_order:
                 while in_order and not in_order[0].missing():
                     yield from self._done(in_order.popleft())
@@ -167,13 +166,10 @@ class WorkerPool:
                             continue
                         if again:
                             worker.give(again.popleft())
-                            continue
-                        length = min(CHUNK, max(SHORT_CHUNK, given // (SHARE * self.count)))
-                        if not exhausted and len(in_order) < LOOK_AHEAD * self.count and self._has_places(length):
-                            paths_now = list(islice(source, length))
+                        elif not exhausted and len(in_order) < LOOK_AHEAD * self.count and self._has_places():
+                            paths_now = next(lists, [])
                             exhausted = not paths_now
                             if paths_now:
-                                given += len(paths_now)
                                 places = self._slots.lend(len(paths_now)) if self._slots else []
                                 in_order.append(_Chunk(paths_now, places))
                                 worker.give(in_order[-1])
@@ -185,8 +181,15 @@ class WorkerPool:
                 if not chunk.missing() or chunk in again:
                     self._take_back(chunk)
 
-    def _has_places(self, count: int) -> bool:
-        return self._slots is None or self._slots.free >= count
+    def _cut(self, paths: Iterator[str]) -> Iterator[list[str]]:
+        """Lists of paths to send, longer ones as more have been sent."""
+        given = 0
+        while some := list(islice(paths, min(CHUNK, max(SHORT_CHUNK, given // (SHARE * self.count))))):
+            given += len(some)
+            yield some
+
+    def _has_places(self) -> bool:
+        return self._slots is None or self._slots.free >= CHUNK
 
     def _done(self, chunk: _Chunk) -> Iterator[tuple[str, Outcome]]:
         """The outcomes of a chunk; its places are free then."""

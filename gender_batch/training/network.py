@@ -75,7 +75,11 @@ class Network(nn.Module):
         """What the head sees of the pictures: (N, 1280), the features averaged over the picture."""
         # The permuted view of NHWC pixels is what torch calls channels_last: no copy is made.
         pixels = pictures.permute(0, 3, 1, 2).to(self.mean.dtype) / 255.0
-        features: Tensor = self.features((pixels - self.mean) / self.std)
+        return self.pooled((pixels - self.mean) / self.std)
+
+    def pooled(self, normalised: Tensor) -> Tensor:
+        """`embedding` of pixels (N, 3, size, size) that are normalised already."""
+        features: Tensor = self.features(normalised)
         return nn.functional.adaptive_avg_pool2d(features, 1).flatten(1)
 
     @property

@@ -236,7 +236,7 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
         f"classes {', '.join(data.labels)}; on {machine.device.type} in {str(machine.precision)[6:]}"
     )
     counts = Counter(data.labels[sample.label] for sample in data.train)
-    (common, most), (rare, least) = counts.most_common()[0], counts.most_common()[-1]
+    (common, most), *_, (rare, least) = counts.most_common()
     if most >= RARE * least and not recipe.class_weights:
         watcher.note(f"{common} has {most} pictures to train on, {rare} {least}: --class-weights lets them count alike")
     torch.manual_seed(recipe.seed)
