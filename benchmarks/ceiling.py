@@ -13,8 +13,10 @@ import numpy as np
 from gender_batch.model.metadata import Metadata
 from gender_batch.model.session import Model
 from gender_batch.pictures.preprocessing import Pixels
+from gender_batch.scoring.allocator import keep_memory
 from gender_batch.scoring.cores import usable_cores
 from gender_batch.scoring.pool import CHUNK
+from gender_batch.scoring.worker import KEPT
 
 TOGETHER = 4
 """Pictures inferred at a time: of 1, 2, 4 and 8 the quickest, or next to it, with int8 and VNNI."""
@@ -60,6 +62,7 @@ def _infer(model: Path, paths: Sequence[str], pipe: Connection) -> None:
 
 def _measure(once: Callable[[str], None], paths: Sequence[str], pipe: Connection, pictures: int = 1) -> None:
     """How many pictures per second there are if `once` does so many."""
+    keep_memory(KEPT, arenas=2)  # as the workers of `classify` do
     for path in paths[:8]:
         once(path)
     pipe.send(None)

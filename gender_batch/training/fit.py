@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from torchvision.transforms import v2
 
 from gender_batch.outputs.publish import published
 from gender_batch.pictures.preprocessing import Preprocessing
+from gender_batch.scoring.allocator import keep_memory
 from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.loading import Squares, batches
 from gender_batch.training.network import EMBEDDING, Network
@@ -34,8 +34,6 @@ REPORT_EVERY = 10
 
 AVERAGED_EPOCHS = 0.5
 """Epochs over which the moving average of the weights reaches back."""
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,9 @@ def fit(
     # Vanishing gradients become denormal numbers, on which a CPU is many times slower.
     torch.set_flush_denormal(True)
     if machine.device.type == "cpu":
-        _keep_memory()
+        # Most activations are blocks that would go back with every step: 114,000 pages to zero in each at 176 pixels, a
+        # quarter of the time on two cores.
+        keep_memory(2**31 - 1, arenas=1, larger_blocks=True)
 
     # 1. Adaptation: only the head learns. The features keep their weights and their batch-norm statistics.
     if state.phase == Phase.ADAPTATION:
@@ -542,19 +542,6 @@ def _mixing(recipe: Recipe, classes: int) -> nn.Module | None:
 def _class_weights(truth: Tensor, classes: int) -> Tensor:
     """Weights (classes,) that make every class count alike, 1 on average over the pictures."""
     return len(truth) / (classes * torch.bincount(truth, minlength=classes).clamp(min=1).float())
-
-
-def _keep_memory() -> None:
-    """Let the process keep what it has once taken.
-
-    The C library gives blocks of more than 32 MB, as most activations are, back to the system with every step, and the
-    system zeroes each page that it lends again: 114,000 a step at 176 pixels, a quarter of the time on two cores.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's: other C libraries go on as they do
-    if mallopt:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_M_ARENA_MAX, 1)
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

@@ -106,6 +106,19 @@ class FromSlowDisk(StepFactory):
 
 
 @dataclass(frozen=True)
+class TakeMemory(StepFactory):
+    """Takes two blocks of 4 MB and gives them back; `width` says how many pages the system had to zero for it."""
+
+    def __call__(self) -> Step:
+        def step(_path: str, _read: Callable[[], bytes]) -> Outcome:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            _ = bytearray(2**22), bytearray(2**22)
+            return Outcome(Status.OK, width=resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+        return step
+
+
+@dataclass(frozen=True)
 class Dying(StepFactory):
     """No worker ever starts."""
 

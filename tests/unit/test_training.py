@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,29 +227,6 @@ def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
         assert torch.equal(read.network.state_dict()[name], tensor)
     with pytest.raises(WeightsError, match="nothing"):
         Checkpoint.load(tmp_path / "nothing")
-
-
-TAKE_AND_GIVE_BACK = """
-import resource, torch
-from gender_batch.training.fit import _keep_memory
-
-def pages():  # that the system had to zero
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        torch.ones(64, 2**20, dtype=torch.uint8)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-given_back = pages()
-_keep_memory()
-pages()
-print(given_back, pages())
-"""
-
-
-def test_memory_of_a_training_step_is_there_for_the_next_one() -> None:
-    done = subprocess.run([sys.executable, "-c", TAKE_AND_GIVE_BACK], capture_output=True, text=True, check=True)
-    given_back, kept = map(int, done.stdout.split())
-    assert kept < given_back / 10
 
 
 def test_the_command_line_has_the_defaults_of_the_recipe() -> None:
