@@ -39,6 +39,9 @@ show 44% when the photo is searched at 320 pixels, 74% at 640, and 85% in a clos
 pixels of the latter.
 """
 
+ENOUGH = 0.75
+"""Longer side of what is searched without loss, as a share of the side that was asked for."""
+
 SAME = 0.3
 """Least intersection over union of a face and the same one seen closer."""
 
@@ -106,7 +109,7 @@ class Detector:
         self._outputs = [f"{head}_{stride}" for stride in STRIDES for head in ("cls", "obj", "bbox", "kps")]
 
     def faces(self, image: Image.Image, side: int) -> list[Face]:
-        """The faces in an RGB picture whose longer side is resized to `side` pixels, each looked at closer.
+        """The faces in an RGB picture, searched at about `side` pixels of its longer side, each looked at closer.
 
         At most 64, the most likely ones.
         """
@@ -119,13 +122,11 @@ class Detector:
         return faces
 
     def search(self, image: Image.Image, side: int, least: float) -> list[Face]:
-        """What may be faces in an RGB picture with its longer side resized to `side` pixels, by falling score."""
-        scale = side / max(image.size)
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        pixels = letterboxed(image.resize(size, Image.Resampling.BILINEAR))
-        rows = suppress(self.candidates(pixels, least)).astype(np.float64)
-        rows[:, 0:14:2] *= image.width / size[0]
-        rows[:, 1:14:2] *= image.height / size[1]
+        """What may be faces in an RGB picture, `shrunk` to `side` pixels, by falling score."""
+        small = shrunk(image, side)
+        rows = suppress(self.candidates(letterboxed(small), least)).astype(np.float64)
+        rows[:, 0:14:2] *= image.width / small.width
+        rows[:, 1:14:2] *= image.height / small.height
         return [
             Face(left, top, width, height, np.array(points).reshape(5, 2), score)
             for left, top, width, height, *points, score in rows.tolist()
@@ -155,6 +156,19 @@ class Detector:
             (kept,) = np.nonzero(scores >= least)
             found.append(_decoded(boxes[kept], points[kept], scores[kept], kept, width // stride, stride))
         return np.concatenate(found)
+
+
+def shrunk(image: Image.Image, side: int) -> Image.Image:
+    """The picture with its longer side resized to `side` pixels, or to no less than ENOUGH of them where that is a
+    whole fraction of it: reducing 540 pixels to a half takes 0.25 ms, resizing them to 320 takes 1.9."""
+    fraction = int(max(image.size) / (ENOUGH * side))
+    if fraction > 1:
+        image = image.reduce(fraction)
+        if max(image.size) <= side:
+            return image
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BILINEAR)
 
 
 def letterboxed(image: Image.Image) -> NDArray[np.uint8]:

@@ -11,24 +11,20 @@ from PIL import Image
 
 from gender_batch.faces.choose import by_weight, comparable
 from gender_batch.faces.crop import cut, frame
-from gender_batch.faces.detect import Detector, Face
+from gender_batch.faces.detect import ENOUGH, Detector, Face
 from gender_batch.pictures.preprocessing import FaceCrop, Preprocessing
 from gender_batch.pictures.read import decode_picture
 
-LOOKING = 1
+LOOKING = 2
 """Version of how faces are found, chosen and cut: raised when the same picture gives other squares than before."""
 
 SIDES = (320, 640, 160)
 """Longer sides, in pixels, at which a picture is searched until a face is found: small faces need the second, and faces
 that fill the picture the last."""
 
-
-ENOUGH = 0.75
-"""Shorter side of what is decoded for a search, as a share of its side.
-
-A photo of 1080 pixels is decoded at 1/4 for the first one, in a third of the time of 1/2. The face is cut from a second
-decoding, at the scale it needs.
-"""
+SMALL = 0.45
+"""Share of a photo's shorter side from which on its face is cut out of the first decoding. A smaller one needs another
+decoding, at the scale that gives it enough pixels; for a larger one more is decoded than it needs."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Looker:
 
     def look(self, data: bytes) -> Seen:
         """The faces in the picture whose file holds `data`. Raises PictureError."""
-        picture = decode_picture(data, round(ENOUGH * SIDES[0]))
+        picture = decode_picture(data, round(max(ENOUGH * SIDES[0], self._needed / SMALL)))
         image, found, seconds = picture.image, [], 0.0
         for side in SIDES:
             if max(image.size) < ENOUGH * side and image.width < picture.width:

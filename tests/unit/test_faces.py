@@ -15,7 +15,7 @@ from samples import ORIENTATION, encoded
 
 from gender_batch.faces.choose import COMPARABLE, by_weight, comparable
 from gender_batch.faces.crop import TEMPLATE, cut, frame
-from gender_batch.faces.detect import Detector, Face, letterboxed, suppress
+from gender_batch.faces.detect import ENOUGH, Detector, Face, letterboxed, shrunk, suppress
 from gender_batch.faces.look import FaceSearch, Looker
 from gender_batch.pictures.preprocessing import FaceCrop, Preprocessing
 
@@ -82,6 +82,21 @@ def test_what_overlaps_a_better_face_goes(candidates: list[tuple[float, ...]]) -
         assert all(one.overlap(other) <= 0.3 + 1e-6 for other in kept[:number])
     for one in map(box, rows):
         assert any(one.overlap(other) > 0.3 - 1e-6 and other.score >= one.score for other in kept)
+
+
+@given(width=st.integers(1, 3000), height=st.integers(1, 3000), side=st.sampled_from([160, 256, 320, 640]))
+def test_what_is_searched_is_the_whole_picture_at_about_the_side_that_was_asked_for(
+    width: int, height: int, side: int
+) -> None:
+    picture = Image.linear_gradient("L").resize((width, height))
+    small = shrunk(picture, side)
+    assert ENOUGH * side <= max(small.size) <= side
+    scale = max(small.size) / max(width, height)
+    assert small.size == pytest.approx((width * scale, height * scale), abs=1)
+    # Dark above, bright below, nothing cut off: rows lie where they did.
+    if min(height, small.height) > 40:
+        column = np.asarray(small)[:, 0].astype(float)
+        assert column == pytest.approx(255 * (np.arange(small.height) + 0.5) / small.height, abs=8)
 
 
 def test_a_box_lies_within_the_picture() -> None:
