@@ -40,7 +40,7 @@ pixels of the latter.
 """
 
 ENOUGH = 0.75
-"""Longer side of what is searched without loss, as a share of the side that was asked for."""
+"""Least longer side of what is searched as it is, as a share of the side that was asked for."""
 
 SAME = 0.3
 """Least intersection over union of a face and the same one seen closer."""

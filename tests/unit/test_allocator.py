@@ -49,6 +49,6 @@ def test_large_blocks_go_back_to_the_system() -> None:
 
 def test_a_worker_keeps_memory_for_its_next_picture() -> None:
     with WorkerPool(TakeMemory(), 1, 60.0) as pool:
-        zeroed = [outcome.width for _, outcome in pool.outcomes(["picture"] * 50)]
-    assert zeroed[0] > 1000
-    assert all(count < 100 for count in zeroed[10:])
+        zeroed = [outcome.width or 0 for _, outcome in pool.outcomes(["picture"] * 50)]
+    # How many pages eight megabytes are depends on the system; that they are zeroed but once does not.
+    assert max(zeroed[10:]) < zeroed[0] / 10
