@@ -94,8 +94,10 @@ def _started_from(training: dict[str, Any]) -> str:
     """A line for each training that the initial features had been through, the latest first."""
     lines = ""
     while before := training.get("init_training"):
+        # Only where somebody made it so by hand, as examples/train-embedded-model.sh does.
+        taken = "mean of the weights before and after" if before.get("mean_of_both") else "features of"
         lines += (
-            f"- Started from the features of an earlier training ({before['program']}): "
+            f"- Started from the {taken} an earlier training ({before['program']}): "
             f"{before['pictures']['train']:,} pictures, {before['epochs']} epochs, data `{before['data_sha256'][:16]}`"
             f"{_beside(before)}\n"
         )

@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     show_default=True,
     metavar="embedded|imagenet|FILE",
     help="Features to start from: the program's own model's, torchvision's ImageNet ones (downloaded), "
-    "or a state dict of mobilenet_v2 or a checkpoint, .pth or .safetensors.",
+    "or a state dict of mobilenet_v2 or a checkpoint, .pth or .safetensors. What the head of a checkpoint, as the "
+    "program's own, tells of your classes is where the new head starts.",
 )
 @click.option(
     "--image-size",
     type=click.IntRange(32, 1024),
-    help="Side of the square that the network sees, in pixels.  [default: 184 for faces, 288 for whole photos]",
+    help="Side of the square that the network sees, in pixels.  [default: 200 for faces, 288 for whole photos]",
 )
 @click.option(
     "--adapt-epochs",

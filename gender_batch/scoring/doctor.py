@@ -32,8 +32,8 @@ FILES_BESIDE = 64
 SHARED_MEMORY = 64 * 1024 * 1024
 """Bytes: what a container gets by default, and more than a run on a CPU takes."""
 
-PIXELS_PER_WORKER = 13 * 1024 * 1024
-"""Bytes of shared memory of a worker that decodes for a GPU: `pool.PLACES` pictures of 184 pixels."""
+PIXELS_PER_WORKER = 15 * 1024 * 1024
+"""Bytes of shared memory of a worker that decodes for a GPU: `pool.PLACES` pictures of 200 pixels."""
 
 MEMORY_PER_WORKER = 256 * 1024 * 1024
 """Bytes: a worker with its model and an ordinary picture in hand."""

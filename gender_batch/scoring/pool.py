@@ -51,7 +51,7 @@ class PoolError(Exception):
 
 
 PLACES = 4 * CHUNK
-"""Pictures per worker whose pixels are held at the same time, where workers only read: 13 MB each at 184 pixels."""
+"""Pictures per worker whose pixels are held at the same time, where workers only read: 15 MB each at 200 pixels."""
 
 
 class _Chunk:

@@ -23,6 +23,7 @@ from gender_batch.outputs.publish import published
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.scoring.allocator import keep_memory
 from gender_batch.training.augmentation import Augmentation
+from gender_batch.training.head import start_head
 from gender_batch.training.loading import Squares, batches
 from gender_batch.training.network import EMBEDDING, Network
 
@@ -214,11 +215,12 @@ def fit(
     machine: Machine,
     state_file: Path,
     watcher: Watcher,
+    known: nn.Linear | None = None,
 ) -> list[Epoch]:
     """Train `network` in place to the weights of the least validation loss; returns the history.
 
-    `train` holds squares of `recipe.source`, `val` those of `recipe.preprocessing`. Goes on from `state_file` where
-    there is one. The order of what follows is important.
+    `train` holds squares of `recipe.source`, `val` those of `recipe.preprocessing`; `known` is the head that answered
+    by the features before. Goes on from `state_file` where there is one. The order of what follows is important.
     """
     state = State.load(state_file) if state_file.exists() else State()
     network.to(machine.device)
@@ -237,6 +239,15 @@ def fit(
         network.features.requires_grad_(False)
         heads = [*network.head.parameters(), *auxiliary.parameters()]
         head = [{"params": heads, "lr": recipe.lr_adapt}]
+        if known is not None and not state.history:
+            start_head(network, known, train.squares, train.truth, recipe.image_size, recipe.class_weights)
+            # It counts as an epoch before the first: where nothing learnt after it is better, it stays.
+            state.best_loss, accuracy = _judge(training, network)
+            state.best_weights = _copy(network)
+            watcher.note(
+                "the head starts at what is known by its features: "
+                f"validation loss {state.best_loss:.4f} accuracy {accuracy:.2%}"
+            )
         _run_phase(training, head, recipe.adapt_epochs)
         # 2. Fine-tuning starts from the best head, not from the last.
         if state.best_weights:
@@ -359,17 +370,14 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
         train_loss, train_accuracy = float(loss_sum) / seen, float(right) / seen
         trained = time.monotonic()
 
-        val_logits = predict_logits(judged, training.val.squares, machine)
-        val_loss = float(
-            functional.cross_entropy(torch.from_numpy(val_logits), training.val.truth, training.class_weights)
-        )
+        val_loss, val_accuracy = _judge(training, judged)
         epoch = Epoch(
             phase=state.phase,
             epoch=state.epoch + 1,
             train_loss=train_loss,
             train_accuracy=train_accuracy,
             val_loss=val_loss,
-            val_accuracy=float((val_logits.argmax(1) == training.val.truth.numpy()).mean()),
+            val_accuracy=val_accuracy,
             seconds=time.monotonic() - started,
             pictures_per_second=seen / (trained - started),
             waiting=waited.seconds / (trained - started),
@@ -389,6 +397,14 @@ def _run_phase(training: _Training, parameters: list[dict[str, Any]], epochs: in
         state.optimizer, state.scaler = optimizer.state_dict(), scaler.state_dict()
         state.save(training.state_file)
         watcher.epoch(epoch, best)
+
+
+def _judge(training: _Training, network: Network) -> tuple[float, float]:
+    """Mean loss in nats and accuracy, 0..1, on the validation pictures."""
+    val = training.val
+    logits = torch.from_numpy(predict_logits(network, val.squares, training.machine))
+    loss = functional.cross_entropy(logits, val.truth, training.class_weights)
+    return float(loss), float((logits.argmax(1) == val.truth).float().mean())
 
 
 def _freeze_statistics(features: nn.Module) -> None:

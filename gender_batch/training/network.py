@@ -93,18 +93,25 @@ class Network(nn.Module):
         head: nn.Module = self.backbone.classifier
         return head
 
+    @property
+    def linear(self) -> nn.Linear:
+        """The head without its dropout."""
+        linear: nn.Linear = self.backbone.classifier[1]
+        return linear
+
 
 @dataclass(frozen=True)
 class Origin:
-    """Where initial weights come from: the credits that whatever comes of them must carry, and how they were trained,
-    where they are a checkpoint's."""
+    """Where initial weights come from: the credits that whatever comes of them must carry; and, where they are a
+    checkpoint's, how they were trained and the head that answered by these features."""
 
     attributions: tuple[str, ...] = ()
     training: dict[str, Any] | None = None
+    head: nn.Linear | None = None
 
 
 def load_initial_weights(network: Network, init: str) -> Origin:
-    """Fill the features; the head keeps its random start.
+    """Fill the features; the head keeps its random start, and that of a checkpoint comes back beside it.
 
     `init` is "embedded" for the features of the program's own model, which know faces; "imagenet" for those that
     torchvision downloads; or the path of a checkpoint or of a MobileNetV2 state dict. Raises WeightsError.
@@ -118,7 +125,8 @@ def load_initial_weights(network: Network, init: str) -> Origin:
         state = _state_dict(path)
         if path.suffix == ".safetensors":
             description = _description(path)
-            origin = Origin(tuple(description.get("attributions", ())), description.get("training"))
+            head = _head(state) if description else None
+            origin = Origin(tuple(description.get("attributions", ())), description.get("training"), head)
     features = {
         name.removeprefix("backbone."): tensor
         for name, tensor in state.items()
@@ -131,6 +139,14 @@ def load_initial_weights(network: Network, init: str) -> Origin:
             f"{len(missing)} tensors missing, {len(unexpected)} unknown"
         )
     return origin
+
+
+def _head(state: dict[str, Tensor]) -> nn.Linear:
+    """The linear layer of a checkpoint's head."""
+    weight, bias = state["backbone.classifier.1.weight"], state["backbone.classifier.1.bias"]
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    head.load_state_dict({"weight": weight, "bias": bias})
+    return head
 
 
 def _load(module: nn.Module, state: dict[str, Tensor], path: str) -> tuple[list[str], list[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 from gender_batch.pictures.preprocessing import FaceCrop, Preprocessing
 from gender_batch.training.fit import Recipe
 
-IMAGE_SIZES = {"face": 184, "photo": 288}
+IMAGE_SIZES = {"face": 200, "photo": 288}
 """Sides in pixels that suit faces that fill the square, as the program's own features learnt them, and whole photos, in
 which faces are smaller. benchmarks/results/ablation.md has what others gave."""
 

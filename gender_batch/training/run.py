@@ -263,6 +263,7 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
             machine,
             folder / STATE,
             watcher,
+            origin.head,
         )
     except PictureError as error:
         raise DatasetError(f"{data.root}: a picture changed while it was used ({error}); start again") from None

@@ -28,7 +28,8 @@ needs_vnni = pytest.mark.skipif(
 
 
 def embedded_network() -> tuple[Network, Metadata]:
-    """The program's own model back in torch: batch norms that do nothing but add the folded bias."""
+    """The program's own model back in torch: batch norms that do nothing but add the folded bias, and a first
+    convolution that sees normalised pixels again."""
     model = onnx.load(EMBEDDED)
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
     convolutions = iter([node for node in model.graph.node if node.op_type == "Conv"])
@@ -41,6 +42,7 @@ def embedded_network() -> tuple[Network, Metadata]:
             elif isinstance(module, torch.nn.BatchNorm2d):
                 module.weight.fill_((1 + module.eps) ** 0.5)
                 module.bias.copy_(torch.from_numpy(tensors[bias]))
+        network.features[0][0].weight *= 255 * network.std
         for name in ("weight", "bias"):
             values = torch.from_numpy(tensors[f"network.backbone.classifier.1.{name}"])
             getattr(network.head[1], name).copy_(values)

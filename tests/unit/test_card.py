@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -66,11 +68,11 @@ def variant(precision: str, file: str | None, answers: list[int]) -> Variant:
     )
 
 
-def card(split: str = "test") -> str:
+def card(split: str = "test", metadata: Metadata = METADATA) -> str:
     pictures = tuple(Picture(f"{number}.jpg", label, {}) for number, label in enumerate(TRUTH))
     held = HeldOut(proof=pictures, calibration=pictures[:3], gate=pictures[3:], figures=pictures, split=split)
     variants = [variant("fp32", None, TRUTH), variant("int8", "m.int8.onnx", [0, 0, 0, 1, 1, 1, 0, 0])]
-    return model_card(METADATA, variants, held, "m")
+    return model_card(metadata, variants, held, "m")
 
 
 def test_figures_per_precision() -> None:
@@ -109,3 +111,6 @@ def test_the_card_tells_on_what() -> None:
 def test_the_card_tells_what_came_before() -> None:
     assert "Learnt beside the classes, for the features' sake: age." in card()
     assert "Started from the features of an earlier training (earlier): 4,000 pictures, 17 epochs, data `def`" in card()
+    earlier = {**METADATA.training["init_training"], "mean_of_both": True}
+    mean = card(metadata=replace(METADATA, training={**METADATA.training, "init_training": earlier}))
+    assert "Started from the mean of the weights before and after an earlier training (earlier): 4,000" in mean
