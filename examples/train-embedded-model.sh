@@ -26,7 +26,8 @@ train() {
 # Six times, each time from the features of the time before, since one such schedule leaves them short of what they
 # can learn; all hold out the same pictures. About an hour each on two CPU cores. (The recipe changed meanwhile: the first
 # two smoothed labels by 0.05; the first four zoomed out of 30% of the pictures and faded their edges over a third; the
-# first five chose among their epochs by pictures whose centre was cut out, and began with a new head.)
+# first five chose among their epochs by pictures whose centre was cut out, and began with a new head; none considered
+# the mean with its start, which is now what `train` takes unless that is worse by more than chance.)
 train --out runs/embedded-first --init "$weights" --image-size 160 --fine-epochs 16
 train --out runs/embedded-second --init runs/embedded-first/checkpoint.safetensors --image-size 160 --fine-epochs 14 \
   --auxiliary age --auxiliary race

@@ -49,8 +49,8 @@ def model_card(metadata: Metadata, variants: Sequence[Variant], pictures: HeldOu
         f"SHA-256 over names and contents `{training['data_sha256']}`.\n"
         f"- {training['program']}: adaptation of the head for at most {recipe['adapt_epochs']} epochs, fine-tuning of "
         f"all weights for at most {recipe['fine_epochs']} ({training['epochs']} epochs run in all), "
-        f"{recipe['image_size']} x {recipe['image_size']} pixels, seed {recipe['seed']}; the best epoch, the last "
-        f"or the mean of both, by validation loss; temperature fitted on validation.{_beside(training)}\n"
+        f"{recipe['image_size']} x {recipe['image_size']} pixels, seed {recipe['seed']}; weights chosen by "
+        f"validation loss; temperature fitted on validation.{_beside(training)}\n"
         f"{_started_from(training)}"
         f"- Preprocessing: shorter side to {metadata.preprocessing.resize} pixels (bilinear, antialiased), centre "
         f"{metadata.preprocessing.size} x {metadata.preprocessing.size}.",

@@ -23,6 +23,7 @@ from gender_batch.training.fit import (
     State,
     _Auxiliary,
     _GroupLosses,
+    choose,
     fit,
     fit_temperature,
     schedule,
@@ -310,6 +311,37 @@ def test_with_class_weights_a_rare_class_is_answered_as_often_as_a_common_one(tm
         assert min(epoch.val_loss for epoch in history) == pytest.approx(expected, abs=0.01)
     assert answers[False] == pytest.approx(0.25, abs=0.07)
     assert answers[True] == pytest.approx(0.5, abs=0.07)
+
+
+def test_what_is_better_by_luck_only_is_not_taken() -> None:
+    noise = torch.randn(400, generator=torch.Generator().manual_seed(0))
+    losses = 0.5 + 0.1 * noise
+    lucky = losses + 0.3 * torch.randn(400, generator=torch.Generator().manual_seed(1))
+    lucky += losses.mean() - lucky.mean() - 0.02  # a standard error is 0.015
+    better = lucky - 0.02
+    assert choose(torch.stack([losses, lucky])) == 0
+    assert choose(torch.stack([losses, better, lucky])) == 1
+    assert choose(torch.stack([losses, losses, losses + 1])) == 0
+    assert choose(torch.tensor([[0.5], [0.4]])) == 1
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_where_pictures_say_nothing_little_of_what_was_learnt_is_kept_of_known_features(
+    tmp_path: Path, known: bool
+) -> None:
+    recipe = Recipe(image_size=32, adapt_epochs=1, fine_epochs=2, batch_size=4, lr_adapt=1e-4, lr_fine=1e-4)
+    Image.new("RGB", (40, 40), "grey").save(tmp_path / "grey.png")
+    grey, truth = [str(tmp_path / "grey.png")] * 8, torch.tensor([0, 1] * 4)
+    train, val = (Labelled(Squares(grey, spec, tmp_path), truth) for spec in (recipe.source, recipe.preprocessing))
+    network = Network(2)
+    head = torch.nn.Linear(EMBEDDING, 2) if known else None
+    fit(network, train, val, recipe, CPU, tmp_path / "state.pt", Silent(), head)
+    state = State.load(tmp_path / "state.pt")
+    name = "backbone.features.18.0.weight"
+    first, last = state.first_weights[name], state.average[f"module.{name}"]
+    assert not torch.allclose(last, (first + last) / 2, rtol=0, atol=1e-8)
+    kept = torch.allclose(network.state_dict()[name], (first + last) / 2, rtol=0, atol=1e-8)
+    assert kept == known
 
 
 @pytest.mark.parametrize(("statistics_from", "own"), [(9, False), (8, True)])
