@@ -1,4 +1,4 @@
-"""The training loop: two phases over the same network, the best weights by validation loss, resumable at any epoch."""
+"""The training loop: two phases over the same network, weights chosen by validation loss, resumable at any epoch."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def fit(
     watcher: Watcher,
     known: nn.Linear | None = None,
 ) -> list[Epoch]:
-    """Train `network` in place to the weights of the least validation loss; returns the history.
+    """Train `network` in place to weights that validation chooses; returns the history.
 
     `train` holds squares of `recipe.source`, `val` those of `recipe.preprocessing`; `known` is the head that answered
     by the features before. Goes on from `state_file` where there is one. The order of what follows is important.
@@ -298,7 +298,7 @@ def _result(training: _Training) -> dict[str, Tensor]:
         losses.append(functional.cross_entropy(scaled, val.truth, training.class_weights, reduction="none"))
     found = torch.stack(losses)
     name = list(candidates)[choose(found) if training.known else int(found.mean(1).argmin())]
-    training.watcher.note(f"kept of the fine-tuning: the {name}")
+    training.watcher.note(f"kept: the {name}")
     return candidates[name]
 
 

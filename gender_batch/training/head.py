@@ -13,7 +13,7 @@ from gender_batch.training.loading import Squares
 from gender_batch.training.network import Network
 
 LOOKED_AT = 2000
-"""Most pictures that the few numbers are learnt from."""
+"""Pictures that the few numbers are learnt from, at most or about."""
 
 BATCH = 64
 
@@ -27,7 +27,9 @@ def start_head(
     pixels, which are of the classes `truth` (N,). Its few numbers are learnt well from few pictures, where the 1280 of
     each class are not; and it does not matter how the classes are called. `balanced`: all classes count alike.
     """
-    chosen = range(0, len(truth), -(-len(truth) // LOOKED_AT))
+    every = -(-len(truth) // LOOKED_AT)
+    # Of each class by itself: none is so rare that it is left out.
+    chosen = torch.cat([(truth == label).nonzero()[::every, 0] for label in range(network.classes)]).tolist()
     device = network.mean.device
     network.eval()
     with torch.inference_mode():

@@ -125,8 +125,7 @@ def load_initial_weights(network: Network, init: str) -> Origin:
         state = _state_dict(path)
         if path.suffix == ".safetensors":
             description = _description(path)
-            head = _head(state) if description else None
-            origin = Origin(tuple(description.get("attributions", ())), description.get("training"), head)
+            origin = Origin(tuple(description.get("attributions", ())), description.get("training"), _head(state))
     features = {
         name.removeprefix("backbone."): tensor
         for name, tensor in state.items()
@@ -141,10 +140,12 @@ def load_initial_weights(network: Network, init: str) -> Origin:
     return origin
 
 
-def _head(state: dict[str, Tensor]) -> nn.Linear:
-    """The linear layer of a checkpoint's head."""
-    weight, bias = state["backbone.classifier.1.weight"], state["backbone.classifier.1.bias"]
-    head = nn.Linear(weight.shape[1], weight.shape[0])
+def _head(state: dict[str, Tensor]) -> nn.Linear | None:
+    """The linear layer of a checkpoint's head; None where there is none of its form."""
+    weight, bias = state.get("backbone.classifier.1.weight"), state.get("backbone.classifier.1.bias")
+    if weight is None or bias is None or weight.shape != (len(bias), EMBEDDING):
+        return None
+    head = nn.Linear(EMBEDDING, len(bias))
     head.load_state_dict({"weight": weight, "bias": bias})
     return head
 

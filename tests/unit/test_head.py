@@ -10,6 +10,8 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
+from safetensors.torch import save_file
+
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.training.fit import Labelled, Machine, Recipe, fit
 from gender_batch.training.head import start_head, translate
@@ -83,6 +85,20 @@ def test_of_other_classes_only_what_tells_of_them_is_kept(squares: Squares) -> N
     assert (answers == truth).float().mean() > 0.9
 
 
+def test_a_rare_class_is_not_left_out(squares: Squares, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tenth picture is looked at, and one of forty is of the third class."""
+    monkeypatch.setattr("gender_batch.training.head.LOOKED_AT", 4)
+    torch.manual_seed(0)
+    network = Network(3)
+    known = known_head(network, squares, 2)
+    truth = torch.arange(40) // 20
+    truth[-1] = 2
+    start_head(network, known, squares, truth, SIZE)
+    with torch.inference_mode():
+        answers = network(squares[range(40)]).argmax(1)
+    assert (answers == truth)[:-1].float().mean() > 0.8
+
+
 def test_logits_that_say_nothing_become_the_frequencies_of_the_classes() -> None:
     logits, truth = np.zeros((8, 2), np.float32), np.array([0, 0, 0, 0, 0, 0, 1, 1])
     for balanced, share in ((False, 0.25), (True, 0.5)):
@@ -112,6 +128,9 @@ def test_a_head_is_known_of_checkpoints_only(tmp_path: Path) -> None:
     network = Network(2)
     torch.save(network.backbone.state_dict(), tmp_path / "plain.pth")
     assert load_initial_weights(Network(2), str(tmp_path / "plain.pth")).head is None
+    state = {name: tensor for name, tensor in network.state_dict().items() if "classifier" not in name}
+    save_file(state, tmp_path / "features.safetensors", {"gender_batch": "{}"})
+    assert load_initial_weights(Network(2), str(tmp_path / "features.safetensors")).head is None
     head = load_initial_weights(Network(5), "embedded").head
     assert head is not None
     assert head.weight.shape == (2, EMBEDDING)
