@@ -279,6 +279,7 @@ def test_the_adaptation_may_end_early_and_the_fine_tuning_goes_to_its_end(tmp_pa
     recipe = Recipe(image_size=32, adapt_epochs=2, fine_epochs=2, batch_size=4, patience=0)
     history = fit(Network(2), *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Silent())
     assert [(epoch.phase, epoch.epoch) for epoch in history] == [("fine-tuning", 1), ("fine-tuning", 2)]
+    assert math.ldexp(1, -1074) > 0  # the smallest number is one again
 
 
 def test_with_class_weights_a_rare_class_is_answered_as_often_as_a_common_one(tmp_path: Path) -> None:
