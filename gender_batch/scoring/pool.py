@@ -92,12 +92,16 @@ class _Worker:
             self.connection.send(([chunk.paths[index] for index in missing], places))
 
     def in_hand(self) -> tuple[_Chunk, int] | None:
-        """The chunk, and the index in it, of the picture that the worker is at; None between pictures."""
+        """The chunk, and the index in it, of the picture that the worker is at; None between pictures.
+
+        While the answer to a chunk is on its way the worker is at the next one already. Where that is longer, the
+        index tells; where not, a picture of the chunk that is answered is named, whose outcome will be there.
+        """
         position: int = self.position.value
         if not self.ready or not self.chunks or position < 0:
             return None
         chunk, sent = self.chunks[0]
-        return chunk, sent[position]
+        return (chunk, sent[position]) if position < len(sent) else None
 
     def overdue(self, picture_timeout: float) -> bool:
         now = time.monotonic()

@@ -6,16 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from steps import SIDE, Dying, DyingOnce, FromSlowDisk, Obey, Paint, Unanswerable
 
 from gender_batch.pictures.ahead import FEWEST, READERS
 from gender_batch.prediction import Status
-from gender_batch.scoring.pool import CHUNK, LOOK_AHEAD, PLACES, SHORT_CHUNK, PoolError, WorkerPool
+from gender_batch.scoring.pool import CHUNK, LOOK_AHEAD, PLACES, SHORT_CHUNK, PoolError, WorkerPool, _Chunk, _Worker
 from gender_batch.scoring.worker import Outcome, StepFactory
 
 LONG = 60.0
@@ -94,6 +96,16 @@ def test_all_workers_take_part() -> None:
 def test_names_of_any_bytes_and_the_same_name_twice() -> None:
     paths = [os.fsdecode(b"caf\xe9"), "new\nline", "", "same", "same"]
     check(paths, scored(paths), {})
+
+
+def test_a_worker_may_be_far_into_a_chunk_before_the_last_one_is_received() -> None:
+    worker = _Worker.__new__(_Worker)
+    short, long = _Chunk(["a", "b"], []), _Chunk([str(number) for number in range(8)], [])
+    worker.ready, worker.chunks = True, deque([(short, short.missing()), (long, long.missing())])
+    worker.position = SimpleNamespace(value=5)
+    assert worker.in_hand() is None
+    worker.chunks.popleft()
+    assert worker.in_hand() == (long, 5)
 
 
 def test_failures_that_the_step_reports_are_passed_on() -> None:
