@@ -296,7 +296,9 @@ def _result(training: _Training) -> dict[str, Tensor]:
         return state.best_weights or _copy(network)
     averages = {name.removeprefix("module."): tensor for name, tensor in state.average.items() if "." in name}
     best, last = state.best_weights, averages if training.recipe.average else state.weights
-    candidates = {"best epoch": best, "last epoch": last, "mean of the best and the last epoch": _mean(best, last)}
+    candidates = {"last epoch": last}
+    if state.stale_epochs:  # else the last epoch is the best one
+        candidates = {"best epoch": best, **candidates, "mean of the best and the last epoch": _mean(best, last)}
     if training.known:
         candidates = {"mean of the first and the last weights": _mean(state.first_weights, last), **candidates}
     losses = []
