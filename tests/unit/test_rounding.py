@@ -1,0 +1,93 @@
+"""int8 weights that are rounded for what a convolution gives: against torch's own convolution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+
+from gender_batch_export.rounding import codes, products
+
+
+def node(kernel: int, stride: int, padding: int, groups: int) -> Any:
+    return onnx.helper.make_node(
+        "Conv",
+        ["x", "w"],
+        ["y"],
+        group=groups,
+        kernel_shape=[kernel, kernel],
+        strides=[stride, stride],
+        pads=[padding] * 4,
+    )
+
+
+def smooth(random: np.random.Generator) -> NDArray[np.float32]:
+    """(2, 6, 9, 7) of values whose neighbours and channels are alike, as those inside a network are."""
+    values = (
+        random.normal(size=(2, 1, 1, 1)) + 0.3 * random.normal(size=(2, 6, 1, 1)) + random.normal(size=(2, 6, 9, 7))
+    )
+    return values.astype(np.float32)
+
+
+def given_out(inputs: NDArray[np.float32], weights: NDArray[Any], stride: int, padding: int, groups: int) -> Any:
+    outputs = torch.nn.functional.conv2d(
+        torch.from_numpy(inputs).double(), torch.from_numpy(weights).double(), None, stride, padding, 1, groups
+    )
+    return outputs.numpy()
+
+
+@given(
+    kernel=st.sampled_from([1, 3]),
+    stride=st.sampled_from([1, 2]),
+    padding=st.sampled_from([0, 1]),
+    groups=st.sampled_from([1, 2, 6]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(deadline=None)
+def test_products_tell_how_large_any_output_is(kernel: int, stride: int, padding: int, groups: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    inputs = smooth(random)
+    weights = random.normal(size=(6, 6 // groups, kernel, kernel))
+    sums = products(node(kernel, stride, padding, groups), (kernel, kernel), inputs)
+    each = weights.reshape(groups, 6 // groups, -1)
+    squares = np.einsum("gok,gkl,gol->go", each, sums, each).reshape(-1)
+    expected = np.square(given_out(inputs, weights, stride, padding, groups)).sum(axis=(0, 2, 3))
+    np.testing.assert_allclose(squares, expected, rtol=1e-4, atol=1e-3)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 6]))
+@settings(deadline=None, max_examples=30)
+def test_outputs_come_nearer_than_with_each_weight_rounded_by_itself(seed: int, groups: int) -> None:
+    random = np.random.default_rng(seed)
+    inputs = np.concatenate([smooth(random) for _ in range(8)])
+    weights = random.normal(size=(24, 6 // groups, 3, 3)).astype(np.float32)
+    scales = (np.abs(weights).max(axis=(1, 2, 3)) / 7).astype(np.float32)  # coarse, so that there is much to win
+    rounded = codes(weights, scales, products(node(3, 1, 1, groups), (3, 3), inputs))
+    expected = given_out(inputs, weights, 1, 1, groups)
+
+    def error(multiples: NDArray[Any]) -> float:
+        outputs = given_out(inputs, multiples * scales[:, None, None, None], 1, 1, groups)
+        return float(np.square(outputs - expected).sum())
+
+    assert error(rounded) < error(np.rint(weights / scales[:, None, None, None]))
+
+
+def test_inputs_that_have_nothing_in_common_leave_plain_rounding() -> None:
+    weights = np.random.default_rng(0).normal(size=(8, 4, 1, 1)).astype(np.float32)
+    scales = np.full(8, 0.02, np.float32)
+    rounded = codes(weights, scales, np.diag([1.0, 5.0, 2.0, 0.5])[np.newaxis])
+    np.testing.assert_array_equal(rounded, np.clip(np.rint(weights / scales[0]), -127, 127))
+
+
+def test_channels_that_are_always_zero_do_no_harm() -> None:
+    weights = np.random.default_rng(0).normal(size=(4, 1, 3, 3)).astype(np.float32)
+    scales = (np.abs(weights).max(axis=(1, 2, 3)) / 127).astype(np.float32)
+    rounded = codes(weights, scales, np.zeros((4, 9, 9)))
+    np.testing.assert_array_equal(rounded, np.rint(weights / scales[:, None, None, None]))
