@@ -70,7 +70,7 @@ class _Worker:
     """One process, its pipe, and the chunks it holds, the one in hand first."""
 
     def __init__(self, context: Any, factory: StepFactory, slots: Slots | None) -> None:
-        self.position: Any = context.Value("i", -1, lock=False)
+        self.position: Any = context.Value("q", -1, lock=False)
         self.started = context.Value("d", 0.0, lock=False)
         self.connection: Connection
         self.connection, theirs = context.Pipe()
@@ -82,10 +82,12 @@ class _Worker:
         self.born = time.monotonic()
         self.ready = False
         self.queued = QUEUED
+        self.given = 0
         self.chunks: deque[tuple[_Chunk, list[int]]] = deque()
 
     def give(self, chunk: _Chunk) -> None:
         missing = chunk.missing()
+        self.given += len(missing)
         self.chunks.append((chunk, missing))
         with suppress(OSError):  # a worker that has just died is noticed by its sentinel
             places = [chunk.places[index] for index in missing] if chunk.places else []
@@ -94,14 +96,17 @@ class _Worker:
     def in_hand(self) -> tuple[_Chunk, int] | None:
         """The chunk, and the index in it, of the picture that the worker is at; None between pictures.
 
-        While the answer to a chunk is on its way the worker is at the next one already. Where that is longer, the
-        index tells; where not, a picture of the chunk that is answered is named, whose outcome will be there.
+        That need not be the first chunk: while the answer to one is on its way the worker is at the next one already.
         """
         position: int = self.position.value
-        if not self.ready or not self.chunks or position < 0:
+        if not self.ready or position < 0:
             return None
-        chunk, sent = self.chunks[0]
-        return (chunk, sent[position]) if position < len(sent) else None
+        left = self.given - position  # of all that it was given, this picture among them
+        for chunk, sent in reversed(self.chunks):
+            if left <= len(sent):
+                return chunk, sent[-left]
+            left -= len(sent)
+        return None  # it is answered already
 
     def overdue(self, picture_timeout: float) -> bool:
         now = time.monotonic()

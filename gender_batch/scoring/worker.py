@@ -226,8 +226,9 @@ def work(
     With each answer goes how many paths this process should have at hand, so that files are read in time.
 
     With `slots` a list of paths comes with a place for each, in which the first square of pixels goes back.
-    `position` and `started` are shared with the parent: the index of the picture in hand (-1 for none) and the
-    monotonic time at which it was taken up. They tell the parent whom to blame when this process dies or hangs.
+    `position` and `started` are shared with the parent: the number of the picture in hand, counted from 0 over all that
+    were sent (-1 for none), and the monotonic time at which it was taken up. They tell the parent whom to blame when
+    this process dies or hangs.
     """
     # The terminal's Ctrl-C goes to the parent, which decides. If the parent dies, by whatever signal, the kernel kills
     # this process too, even one that hangs in a decoder.
@@ -247,16 +248,18 @@ def work(
         ahead = ReadAhead(read_early=_reading_early(factory.shorter_side))
         announced: deque[_Announced] = deque()
         squares = slots.squares() if slots else None
+        taken = 0
         while True:
             if not announced:
                 announced.append(_announce(ahead, *connection.recv()))
             outcomes = []
             began = time.monotonic()
-            for index, (path, place, read) in enumerate(announced.popleft()):
+            for path, place, read in announced.popleft():
                 while ahead.is_slow and connection.poll():
                     announced.append(_announce(ahead, *connection.recv()))
                 started.value = time.monotonic()
-                position.value = index
+                position.value = taken
+                taken += 1
                 outcome = step(path, read)
                 if squares is not None and outcome.result is not None:
                     squares[place] = outcome.result[0]

@@ -98,14 +98,38 @@ def test_names_of_any_bytes_and_the_same_name_twice() -> None:
     check(paths, scored(paths), {})
 
 
-def test_a_worker_may_be_far_into_a_chunk_before_the_last_one_is_received() -> None:
+def test_whom_to_blame_while_answers_are_on_their_way() -> None:
     worker = _Worker.__new__(_Worker)
-    short, long = _Chunk(["a", "b"], []), _Chunk([str(number) for number in range(8)], [])
-    worker.ready, worker.chunks = True, deque([(short, short.missing()), (long, long.missing())])
-    worker.position = SimpleNamespace(value=5)
-    assert worker.in_hand() is None
-    worker.chunks.popleft()
-    assert worker.in_hand() == (long, 5)
+    worker.ready, worker.given, worker.chunks = True, 0, deque()
+    worker.connection = SimpleNamespace(send=lambda _: None)
+    worker.position = SimpleNamespace()
+    first, second, third = (_Chunk([str(number) for number in range(length)], []) for length in (2, 8, 3))
+    second.outcomes[4] = Outcome(Status.OK)  # known from a worker that died, so it is not sent again
+
+    def at(position: int) -> tuple[_Chunk, int] | None:
+        worker.position.value = position
+        return worker.in_hand()
+
+    worker.give(first)
+    worker.give(second)
+    assert [at(position) for position in range(-1, 5)] == [
+        None,
+        (first, 0),
+        (first, 1),
+        (second, 0),
+        (second, 1),
+        (second, 2),
+    ]
+    worker.chunks.popleft()  # the answer to the first is received
+    worker.give(third)
+    assert [at(position) for position in (1, 2, 5, 6, 8, 9)] == [
+        None,
+        (second, 0),
+        (second, 3),
+        (second, 5),
+        (second, 7),
+        (third, 0),
+    ]
 
 
 def test_failures_that_the_step_reports_are_passed_on() -> None:
