@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 DRIVERS = {11: 450, 12: 525, 13: 580}
 """The oldest Linux driver for each CUDA major (CUDA Compatibility, "minor version compatibility", table 2)."""
@@ -96,6 +99,28 @@ def libraries(cuda: int) -> Mapping[str, str]:
         f"libnvrtc.so.{cuda}": f"nvidia-cuda-nvrtc{ending}",
         "libcudnn.so.9": f"nvidia-cudnn-cu{cuda}",
     }
+
+
+@contextlib.contextmanager
+def page_locked(array: NDArray[Any]) -> Iterator[bool]:
+    """Keep the array's memory where it is, so that it is copied to the GPU without a detour; says whether that worked.
+
+    (CUDA Runtime API, cudaHostRegister.) To be used after a session got CUDA. Copies work without it, too.
+    """
+    try:
+        runtime = ctypes.CDLL(f"libcudart.so.{_built_for()}")
+    except OSError:
+        yield False
+        return
+    address = ctypes.c_void_p(array.ctypes.data)
+    locked = runtime.cudaHostRegister(address, ctypes.c_size_t(array.nbytes), 0) == 0
+    if not locked:
+        runtime.cudaGetLastError()  # or whoever asks next would take the error for its own
+    try:
+        yield locked
+    finally:
+        if locked:
+            runtime.cudaHostUnregister(address)
 
 
 def _missing_driver(built: int) -> Missing | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from gender_batch.model.cuda import page_locked
 from gender_batch.model.session import Model, OutOfGpuMemoryError
 from gender_batch.scoring.worker import Outcome
 
@@ -47,7 +48,7 @@ class BatchInference:
         shape = (self._capacity, side, side, 3)
         filling, other = _Batch(np.zeros(shape, np.uint8)), _Batch(np.zeros(shape, np.uint8))
         running: tuple[Future[tuple[NDArray[np.float32], float]], _Batch] | None = None
-        with ThreadPoolExecutor(1) as thread:
+        with page_locked(filling.pixels), page_locked(other.pixels), ThreadPoolExecutor(1) as thread:
             for path, outcome in outcomes:
                 squares = 0 if outcome.result is None else len(outcome.result)
                 if filling.filled + squares > self._capacity or len(filling.held) >= 4 * self._capacity:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from installed import gender_batch, read_csv
 
+from gender_batch.model.cuda import page_locked
 from gender_batch.model.session import DEFAULT_FOLDER, Model
 from gender_batch.scoring.batches import GPU_BATCH
 
@@ -58,3 +59,14 @@ def test_bound_batches_give_what_unbound_ones_give(count: int) -> None:
     bound = model.bound(GPU_BATCH)
     for _ in range(3):
         assert bound(pictures) == pytest.approx(model.probabilities(pictures), abs=2e-3)
+
+
+def test_batches_are_copied_from_page_locked_memory() -> None:
+    model = Model(FP32, "cuda")
+    size = model.metadata.preprocessing.size
+    pictures = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), dtype=np.uint8)
+    expected = model.bound(8)(pictures)
+    for _ in range(2):  # what is locked once can be again, so it was given back
+        with page_locked(pictures) as locked:
+            assert locked
+            np.testing.assert_array_equal(model.bound(8)(pictures), expected)

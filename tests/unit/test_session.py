@@ -12,6 +12,7 @@ import pytest
 from installed import REPOSITORY, read_csv
 from PIL import Image
 
+from gender_batch.model.cuda import page_locked
 from gender_batch.model.session import CPU_INFO, Model, _has_vnni, default_model
 
 FP32, FP16, INT8 = (f"apparent-gender{precision}.onnx" for precision in ("", ".fp16", ".int8"))
@@ -80,3 +81,12 @@ def test_parent_and_workers_take_the_int8_file_and_say_so(tmp_path: Path) -> Non
     probability, told = p_female("--device", "cpu", "--model", str(default / FP32))
     assert probability < 0.999
     assert told == f"model: {default / FP32}"
+
+
+def test_memory_is_page_locked_where_there_is_a_gpu_and_else_as_good_as_before() -> None:
+    torch = pytest.importorskip("torch")  # it loads NVIDIA's runtime, on machines without a GPU, too
+    array = np.arange(10_000)
+    with page_locked(array) as locked:
+        assert locked is torch.cuda.is_available()
+        array += 1
+    np.testing.assert_array_equal(array, np.arange(1, 10_001))
