@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
-from gender_batch.training.run import CONFIG, HELD_OUT, PICTURES
+from gender_batch.training.findings import HELD_OUT
+from gender_batch.training.run import CONFIG, PICTURES
 
 PROVED = 256
 """Pictures on which the float32 file is compared with the checkpoint."""

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from gender_batch.cli.log import Log
     from gender_batch.scoring.night import Night
-    from gender_batch.training.fit import Epoch
+    from gender_batch.training.state import Epoch
 
 PLAIN_INTERVAL = 60.0
 """Seconds between two plain lines."""

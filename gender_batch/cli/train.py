@@ -173,9 +173,9 @@ def train(
     with needing_extra("train"):
         from gender_batch.training import run
         from gender_batch.training.dataset import DatasetError
-        from gender_batch.training.fit import Machine, Recipe
         from gender_batch.training.network import WeightsError
         from gender_batch.training.order import IMAGE_SIZES, Order, suited
+        from gender_batch.training.recipe import Machine, Recipe
     from gender_batch.cli.progress import TrainingProgress
 
     machine = Machine(_device(device), workers=_loading_processes())

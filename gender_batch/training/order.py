@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gender_batch.pictures.preprocessing import FaceCrop, Preprocessing
-from gender_batch.training.fit import Recipe
+from gender_batch.training.recipe import Recipe
 
 IMAGE_SIZES = {"face": 200, "photo": 288}
 """Sides in pixels that suit faces that fill the square, as the program's own features learnt them, and whole photos, in

@@ -2,49 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gender_batch import __version__
-from gender_batch.evaluation.gallery import Answer, draw_gallery
-from gender_batch.evaluation.groups import by_group
-from gender_batch.evaluation.metrics import (
-    Metrics,
-    Proportion,
-    Threshold,
-    choose_threshold,
-    grouped_accuracy_interval,
-    measure,
-)
-from gender_batch.evaluation.plots import plot_confusion, plot_curves
-from gender_batch.evaluation.report import Report, ScalePoint, write_report
+from gender_batch.evaluation.gallery import Answer
+from gender_batch.evaluation.metrics import Metrics, Threshold, grouped_accuracy_interval
 from gender_batch.faces.look import FaceSearch, Looker
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
-from gender_batch.training.augmentation import zoom_out
 from gender_batch.training.crops import Crops, with_a_face
-from gender_batch.training.dataset import Dataset, DatasetError, Sample, folds, load_dataset
-from gender_batch.training.fit import Epoch, Labelled, Machine, Recipe, Watcher, fit, fit_temperature, predict_logits
-from gender_batch.training.loading import Squares
+from gender_batch.training.dataset import Dataset, DatasetError, folds, load_dataset
+from gender_batch.training.findings import write_findings
+from gender_batch.training.fit import Labelled, fit
+from gender_batch.training.judge import HeldOut, judge, squares_of, true_classes
 from gender_batch.training.network import Checkpoint, Network, load_initial_weights
 from gender_batch.training.order import IMAGE_SIZES, Order
+from gender_batch.training.recipe import Machine
 from gender_batch.training.samples import find_samples
+from gender_batch.training.state import Watcher
 
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
 STATE = "state.pt"
-HELD_OUT = "heldout.csv"
 LOOKED_AT = 60
 """Photos that are searched for faces before it is decided whether faces are to be learnt."""
 
@@ -62,15 +49,7 @@ CROPS = "faces"
 PICTURES = "pictures_in"
 """Under this name the config says where the pictures are that were trained on: the data, or their faces."""
 
-METRICS = "metrics.json"
-REPORT = "report.html"
 FOLDS = "folds.json"
-
-FACE_SCALES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25)
-"""Sides of the picture in the frame, as shares of the frame's, at which accuracy is measured."""
-
-SCALED_PICTURES = 2000
-"""Most pictures for that."""
 
 
 class RunError(Exception):
@@ -245,20 +224,13 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
 
     groups = groups_of(data, order.balance) if order.balance else None
     others = others_of(data, order.auxiliary) if order.auxiliary else None
-    held_out = {split: samples for split, samples in (("val", data.val), ("test", data.test)) if samples}
-    split = "test" if data.test else "val"
-
-    def squares(samples: Sequence[Sample], preprocessing: Preprocessing) -> Squares:
-        return Squares([data.path(sample) for sample in samples], preprocessing, folder)
-
     try:
-        pictures = {name: squares(samples, recipe.preprocessing) for name, samples in held_out.items()}
-        scaled = held_out[split][:: -(-len(held_out[split]) // SCALED_PICTURES)]
-        sources = squares(scaled, recipe.source)
+        held_out = HeldOut.of(data, recipe, folder)
+        learnt = squares_of(data, data.train, recipe.source, folder)
         history = fit(
             network,
-            Labelled(squares(data.train, recipe.source), torch.from_numpy(_truth(data.train)), groups, others),
-            Labelled(pictures["val"], torch.from_numpy(_truth(data.val))),
+            Labelled(learnt, torch.from_numpy(true_classes(data.train)), groups, others),
+            Labelled(held_out.squares["val"], torch.from_numpy(true_classes(data.val))),
             recipe,
             machine,
             folder / STATE,
@@ -268,35 +240,9 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
     except PictureError as error:
         raise DatasetError(f"{data.root}: a picture changed while it was used ({error}); start again") from None
 
-    # From here on the weights stand; the validation set gives temperature and threshold, the test set only figures.
-    logits = {name: predict_logits(network, found, machine) for name, found in pictures.items()}
-    temperature = fit_temperature(logits["val"], _truth(data.val))
-    probabilities = {
-        name: torch.from_numpy(values / temperature).double().softmax(1).numpy() for name, values in logits.items()
-    }
-    threshold = choose_threshold(probabilities["val"], _truth(data.val), order.target_precision)
-    metrics = {
-        name: measure(probabilities[name], _truth(samples), data.labels, threshold.value)
-        for name, samples in held_out.items()
-    }
-    scales = _accuracy_by_scale(network, sources, _truth(scaled), recipe, machine)
-    answers = tuple(
-        Answer(
-            data.photo(sample),
-            sample.name,
-            sample.label,
-            tuple(map(float, row)),
-            sample.group,
-            sample.attributes,
-            data.boxes.get(sample.name),
-        )
-        for sample, row in zip(held_out[split], probabilities[split], strict=True)
-    )
-    figures = {
-        **{name: found.to_dict() for name, found in metrics.items()},
-        **_details(data, answers, scales, threshold),
-    }
-    figures.setdefault("test", None)
+    # From here on the weights stand.
+    findings = judge(network, held_out, data, recipe, machine, order.target_precision)
+    figures = findings.figures(data)
     training = {
         "program": f"gender-batch {__version__}",
         "init": order.init if order.init in ("embedded", "imagenet") else Path(order.init).name,
@@ -313,46 +259,16 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
         network=network.cpu(),
         labels=data.labels,
         preprocessing=order.preprocessing(),
-        temperature=temperature,
-        threshold=threshold.value,
+        temperature=findings.temperature,
+        threshold=findings.threshold.value,
         pictures=order.pictures,
         training=training,
         figures=figures,
         attributions=tuple(dict.fromkeys((*order.attributions, *origin.attributions))),
     ).save(folder / CHECKPOINT)
-
-    # The report: nothing below changes what was learnt.
-    (folder / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
-    _write_history(folder / "history.csv", history)
-    _write_held_out(folder / HELD_OUT, held_out, data.labels, probabilities)
-    plot_curves(history, folder / "curves.png")
-    plot_confusion(metrics[split].confusion, data.labels, folder / "confusion.png")
-    draw_gallery(answers, recipe.preprocessing, folder / "gallery.png", data.labels)
-    facts: dict[str, str] = {
-        "program": f"gender-batch {__version__}",
-        "data": f"{data.root} (SHA-256 {data.digest[:16]}...)",
-        "pictures": f"{len(data.train)} to train on, {len(data.val)} to validate, {len(data.test)} to test",
-        "network": f"MobileNetV2, {recipe.image_size} pixels",
-        "recipe": json.dumps(asdict(recipe)),
-        "machine": f"{machine.device.type}, torch {torch.__version__}",
-        "temperature": f"{temperature:.4f}",
-    }
-    write_report(
-        folder / REPORT,
-        Report(
-            title=f"{' or '.join(data.labels)}: {folder.resolve().name}",
-            facts=tuple(facts.items()),
-            history=history,
-            labels=data.labels,
-            split="test" if split == "test" else "validation",
-            answers=answers,
-            threshold=threshold,
-            preprocessing=recipe.preprocessing,
-            scales=scales,
-            notes=data.notes,
-        ),
-    )
-    return Result(folder, metrics["val"], metrics.get("test"), threshold, answers)
+    write_findings(folder, data, held_out, findings, figures, history, recipe, machine)
+    metrics = findings.metrics
+    return Result(folder, metrics["val"], metrics.get("test"), findings.threshold, findings.answers)
 
 
 def _grouped_by(order: Order, data: Dataset) -> str | None:
@@ -360,41 +276,6 @@ def _grouped_by(order: Order, data: Dataset) -> str | None:
     if all(sample.group == sample.name for sample in data.all):
         return None
     return order.group_by or (order.labels_file.name if order.labels_file else None)
-
-
-def _accuracy_by_scale(
-    network: Network, sources: Squares, truth: NDArray[np.int64], recipe: Recipe, machine: Machine
-) -> tuple[ScalePoint, ...]:
-    """Accuracy with the pictures shrunk into larger frames, each picture's place and background drawn by the seed."""
-    torch.manual_seed(recipe.seed)
-    points = []
-    for scale in FACE_SCALES:
-        view = partial(zoom_out, side=scale, size=recipe.image_size)
-        logits = predict_logits(network, sources, machine, view=view)
-        points.append(ScalePoint(scale, Proportion(int((logits.argmax(1) == truth).sum()), len(truth))))
-    return tuple(points)
-
-
-def _details(
-    data: Dataset, answers: Sequence[Answer], scales: Sequence[ScalePoint], threshold: Threshold
-) -> dict[str, Any]:
-    groups: dict[str, dict[str, Any]] = {}
-    for group in by_group(
-        [answer.attributes for answer in answers],
-        [data.labels[answer.truth] for answer in answers],
-        [answer.right for answer in answers],
-    ):
-        groups.setdefault(group.column, {})[group.value] = group.accuracy.to_dict()
-    return {
-        "threshold": {
-            "value": threshold.value,
-            "target_precision": threshold.target,
-            "reached_on_validation": threshold.reached,
-        },
-        "groups": groups,
-        "without_face": len(data.faceless) if data.crops else None,
-        "face_scales": {str(point.scale): point.accuracy.to_dict() for point in scales},
-    }
 
 
 def _prepare(folder: Path, order: Order, resume: bool, crops: Path | None = None) -> None:
@@ -414,32 +295,3 @@ def _prepare(folder: Path, order: Order, resume: bool, crops: Path | None = None
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # report and gallery show people
     place = crops or (folder / CROPS if order.detector else order.data)
     config.write_text(json.dumps({**order.to_dict(), PICTURES: str(place.resolve())}, indent=2) + "\n")
-
-
-def _truth(samples: Sequence[Sample]) -> NDArray[np.int64]:
-    return np.array([sample.label for sample in samples], dtype=np.int64)
-
-
-def _write_history(path: Path, history: Sequence[Epoch]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Epoch)])
-        writer.writeheader()
-        writer.writerows(asdict(epoch) for epoch in history)
-
-
-def _write_held_out(
-    path: Path,
-    held_out: dict[str, tuple[Sample, ...]],
-    labels: Sequence[str],
-    probabilities: dict[str, NDArray[np.float64]],
-) -> None:
-    """One row per held-out picture, with what is known of it between its label and its probabilities."""
-    columns = sorted({column for samples in held_out.values() for sample in samples for column in sample.attributes})
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(["split", "path", "group", "label", *columns, *(f"p_{label}" for label in labels)])
-        for split, samples in held_out.items():
-            for sample, row in zip(samples, probabilities[split], strict=True):
-                known = [sample.attributes.get(column, "") for column in columns]
-                shares = [round(float(share), 6) for share in row]
-                writer.writerow([split, sample.name, sample.group, labels[sample.label], *known, *shares])

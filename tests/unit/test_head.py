@@ -11,28 +11,16 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file
+from watching import Told
 
 from gender_batch.pictures.preprocessing import Preprocessing
-from gender_batch.training.fit import Labelled, Machine, Recipe, fit
+from gender_batch.training.fit import Labelled, fit
 from gender_batch.training.head import start_head, translate
 from gender_batch.training.loading import Squares
 from gender_batch.training.network import EMBEDDING, Network, load_initial_weights
+from gender_batch.training.recipe import Machine, Recipe
 
 SIZE = 32
-
-
-class Told:
-    """A watcher that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def batch(self, *_: object) -> None: ...
-
-    def epoch(self, *_: object) -> None: ...
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 @pytest.fixture

@@ -13,36 +13,21 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
+from watching import Told
+
 from gender_batch.training import run
 from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.dataset import Dataset, DatasetError, Sample
-from gender_batch.training.fit import (
-    Labelled,
-    Machine,
-    Recipe,
-    State,
-    _Auxiliary,
-    _GroupLosses,
-    choose,
-    fit,
-    fit_temperature,
-    schedule,
-)
+from gender_batch.training.fit import Labelled, choose, fit, schedule
 from gender_batch.training.loading import Squares
+from gender_batch.training.losses import Auxiliary, GroupLosses
 from gender_batch.training.network import EMBEDDING, Checkpoint, Network, WeightsError, load_initial_weights
 from gender_batch.training.order import IMAGE_SIZES, Order, suited
+from gender_batch.training.predict import fit_temperature
+from gender_batch.training.recipe import Machine, Recipe
+from gender_batch.training.state import State
 
 CPU = Machine(torch.device("cpu"), workers=0)
-
-
-class Silent:
-    """A watcher that looks away."""
-
-    def batch(self, *_: object) -> None: ...
-
-    def epoch(self, *_: object) -> None: ...
-
-    def note(self, *_: object) -> None: ...
 
 
 def test_the_rate_rises_then_falls_to_nothing() -> None:
@@ -79,26 +64,26 @@ def order(tmp_path: Path, **recipe: int) -> Order:
 def test_an_unfinished_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(run.RunError, match="no run to resume"):
-        run.train(order(tmp_path), folder, CPU, Silent(), resume=True)
+        run.train(order(tmp_path), folder, CPU, Told(), resume=True)
     for _again in range(2):  # the data is missing: nothing is lost by starting over
         with pytest.raises(DatasetError, match="no such folder"):
-            run.train(order(tmp_path), folder, CPU, Silent())
+            run.train(order(tmp_path), folder, CPU, Told())
     (folder / run.STATE).touch()
     with pytest.raises(run.RunError, match="--resume"):
-        run.train(order(tmp_path), folder, CPU, Silent())
+        run.train(order(tmp_path), folder, CPU, Told())
     with pytest.raises(run.RunError, match="another seed"):
-        run.train(order(tmp_path, seed=1), folder, CPU, Silent(), resume=True)
+        run.train(order(tmp_path, seed=1), folder, CPU, Told(), resume=True)
     (folder / run.CHECKPOINT).touch()  # the report of it is still to be written
     with pytest.raises(run.RunError, match="unfinished run"):
-        run.train(order(tmp_path), folder, CPU, Silent())
+        run.train(order(tmp_path), folder, CPU, Told())
     (folder / run.STATE).unlink()
     with pytest.raises(run.RunError, match="finished run"):
-        run.train(order(tmp_path), folder, CPU, Silent())
+        run.train(order(tmp_path), folder, CPU, Told())
 
 
 def test_groups_count_by_what_they_lost() -> None:
     groups, truth = torch.tensor([0, 0, 0, 1, 2]), torch.tensor([0, 0, 0, 0, 1])
-    losses = _GroupLosses(groups, truth, torch.device("cpu"))
+    losses = GroupLosses(groups, truth, torch.device("cpu"))
     assert losses.weights_of(torch.tensor([0, 3, 4])).tolist() == [1, 1, 1]
     losses.add(torch.tensor([0, 3, 4]), torch.tensor([0.1, 0.3, 2.0]))
     losses.add(torch.tensor([1, 3, 4]), torch.tensor([0.3, 0.7, 2.0]))  # means 0.2, 0.5 and 2
@@ -112,7 +97,7 @@ def test_groups_count_by_what_they_lost() -> None:
 
 
 def test_weights_of_groups_settle() -> None:
-    losses = _GroupLosses(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.device("cpu"))
+    losses = GroupLosses(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.device("cpu"))
     weights = [1.0, 1.0]
     for _ in range(30):  # the same losses, epoch after epoch
         losses.begin(weights)
@@ -140,14 +125,14 @@ def test_what_else_is_learnt_is_indexed_and_may_be_unknown() -> None:
 
 def test_the_loss_of_what_else_is_learnt_is_the_mean_over_columns_of_what_is_known() -> None:
     others = torch.tensor([[0, 2], [-1, 1], [1, -1], [1, 0]])
-    auxiliary = _Auxiliary(others, torch.device("cpu"))
+    auxiliary = Auxiliary(others, torch.device("cpu"))
     undecided = [torch.zeros(2, 2), torch.zeros(2, 3)]
     indices = torch.tensor([0, 1])  # three of their four values are known
     assert float(auxiliary.loss(undecided, indices)) == pytest.approx((math.log(2) + 2 * math.log(3)) / 4)
     certain = [torch.tensor([[50.0, 0], [0, 0]]), torch.tensor([[0, 0, 50.0], [0, 50.0, 0]])]
     assert float(auxiliary.loss(certain, indices)) == pytest.approx(0, abs=1e-6)
     assert [tuple(logits.shape) for logits in auxiliary(torch.zeros(5, EMBEDDING))] == [(5, 2), (5, 3)]
-    assert _Auxiliary(None, torch.device("cpu"))(torch.zeros(5, EMBEDDING)) == []
+    assert Auxiliary(None, torch.device("cpu"))(torch.zeros(5, EMBEDDING)) == []
 
 
 def test_nobody_is_said_to_be_told_apart_where_pictures_were_not_grouped(tmp_path: Path) -> None:
@@ -277,7 +262,7 @@ def labelled_squares(folder: Path, recipe: Recipe) -> tuple[Labelled, Labelled]:
 
 def test_the_adaptation_may_end_early_and_the_fine_tuning_goes_to_its_end(tmp_path: Path) -> None:
     recipe = Recipe(image_size=32, adapt_epochs=2, fine_epochs=2, batch_size=4, patience=0)
-    history = fit(Network(2), *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Silent())
+    history = fit(Network(2), *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Told())
     assert [(epoch.phase, epoch.epoch) for epoch in history] == [("fine-tuning", 1), ("fine-tuning", 2)]
     assert math.ldexp(1, -1074) > 0  # the smallest number is one again
 
@@ -302,7 +287,7 @@ def test_with_class_weights_a_rare_class_is_answered_as_often_as_a_common_one(tm
             for spec in (recipe.source, recipe.preprocessing)
         )
         network = Network(2)
-        history = fit(network, train, val, recipe, CPU, tmp_path / f"{weighted}.pt", Silent())
+        history = fit(network, train, val, recipe, CPU, tmp_path / f"{weighted}.pt", Told())
         with torch.inference_mode():
             answers[weighted] = float(network(val.squares[[0]]).softmax(1)[0, 1])
         rare = answers[weighted]
@@ -336,7 +321,7 @@ def test_where_pictures_say_nothing_little_of_what_was_learnt_is_kept_of_known_f
     train, val = (Labelled(Squares(grey, spec, tmp_path), truth) for spec in (recipe.source, recipe.preprocessing))
     network = Network(2)
     head = torch.nn.Linear(EMBEDDING, 2) if known else None
-    fit(network, train, val, recipe, CPU, tmp_path / "state.pt", Silent(), head)
+    fit(network, train, val, recipe, CPU, tmp_path / "state.pt", Told(), head)
     state = State.load(tmp_path / "state.pt")
     name = "backbone.features.18.0.weight"
     first, last = state.first_weights[name], state.average[f"module.{name}"]
@@ -352,7 +337,7 @@ def test_few_pictures_leave_the_statistics_of_the_features(tmp_path: Path, stati
     )
     network = Network(2)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    fit(network, *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Silent())
+    fit(network, *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Told())
     last = State.load(tmp_path / "state.pt").weights
     changed = {name for name, tensor in last.items() if not torch.equal(tensor, before[name])}
     assert any("running_mean" in name for name in changed) == own

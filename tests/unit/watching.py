@@ -1,0 +1,15 @@
+"""Who is told how a training goes, for tests."""
+
+
+class Told:
+    """A watcher that keeps the notes it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def batch(self, *_: object) -> None: ...
+
+    def epoch(self, *_: object) -> None: ...
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
