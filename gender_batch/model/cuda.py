@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # the doctor needs none of it, and may find it missing
+    from numpy.typing import NDArray
 
 DRIVERS = {11: 450, 12: 525, 13: 580}
 """The oldest Linux driver for each CUDA major (CUDA Compatibility, "minor version compatibility", table 2)."""
