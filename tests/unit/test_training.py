@@ -23,7 +23,7 @@ from gender_batch.training.loading import Squares
 from gender_batch.training.losses import Auxiliary, GroupLosses
 from gender_batch.training.network import EMBEDDING, Checkpoint, Network, WeightsError, load_initial_weights
 from gender_batch.training.order import IMAGE_SIZES, Order, suited
-from gender_batch.training.predict import fit_temperature
+from gender_batch.training.predict import USUAL_TEMPERATURE, fit_temperature
 from gender_batch.training.recipe import Machine, Recipe
 from gender_batch.training.state import State
 
@@ -51,8 +51,13 @@ def test_the_temperature_that_spoiled_the_logits_is_found(temperature: float) ->
     assert found == pytest.approx(temperature, rel=0.05)
 
 
-def test_separated_pictures_give_a_finite_temperature() -> None:
-    assert 0 < fit_temperature(np.array([[9, 0], [0, 9]], np.float32), np.array([0, 1])) < 1
+@pytest.mark.parametrize("margin", [0.5, 3, 9, 30])
+@pytest.mark.parametrize("right", [True, False])
+def test_a_handful_of_pictures_makes_a_network_neither_certain_nor_clueless(margin: float, right: bool) -> None:
+    """Alone they would have it that no temperature is low, or high, enough."""
+    logits = np.array([[margin, 0], [0, margin]] * 5, np.float32)
+    found = fit_temperature(logits, np.array([0, 1] * 5) if right else np.array([1, 0] * 5))
+    assert 0.5 < found < USUAL_TEMPERATURE + 1e-6 if right else USUAL_TEMPERATURE < found < 100
 
 
 def order(tmp_path: Path, **recipe: int) -> Order:
