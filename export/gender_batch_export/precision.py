@@ -119,8 +119,8 @@ def write_int8(source: Path, target: Path, float_convolutions: int, calibration:
 
     uint8 x int8 is what VNNI multiplies. A range is the mean of each calibration picture's smallest and largest value:
     that of all pictures together would spend levels on the outliers of the layers that do not end in ReLU6. With the
-    weights rounded for what they give, this moved a probability of FairFace by 0.0040 in the mean instead of 0.0064,
-    and left 99.7% of the labels as they were instead of 99.5%.
+    weights rounded for what they give, this moved a probability of FairFace by 0.0038 in the mean instead of 0.0064,
+    and left 99.8% of the labels as they were instead of 99.5%.
     """
     model = onnx.load(source)
     start, end = _range(model.graph, float_convolutions)
@@ -151,24 +151,20 @@ def _round_weights(quantized: onnx.ModelProto, model: onnx.ModelProto, calibrati
     """Round the weights of each convolution anew, so that its error on the calibration pictures is small."""
     constants = {tensor.name: tensor for tensor in quantized.graph.initializer}
     exact = {tensor.name: tensor for tensor in model.graph.initializer}
-    convolutions = [
-        node
-        for node in model.graph.node
-        if node.op_type == "Conv" and f"{node.input[1]}{TENSOR_NAME_QUANT_SUFFIX}" in constants
-    ]
-    weights = {node.name: onnx.numpy_helper.to_array(exact[node.input[1]]) for node in convolutions}
-    inputs = list(dict.fromkeys(node.input[0] for node in convolutions))
+    # By the name of what each becomes; those that stay in float32 become nothing.
+    names = {f"{node.input[1]}{TENSOR_NAME_QUANT_SUFFIX}": node for node in model.graph.node if node.op_type == "Conv"}
+    convolutions = {name: node for name, node in names.items() if name in constants}
+    weights = {name: onnx.numpy_helper.to_array(exact[node.input[1]]) for name, node in convolutions.items()}
+    inputs = list(dict.fromkeys(node.input[0] for node in convolutions.values()))
     session = _showing(model, inputs)
-    sums: dict[str, Any] = dict.fromkeys(weights, 0)
+    sums: dict[str, Any] = dict.fromkeys(convolutions, 0)
     for feed in _feeds(model, spread(list(calibration), ENOUGH)):
         values = dict(zip(inputs, session.run(inputs, feed), strict=True))
-        for node in convolutions:
-            sums[node.name] += products(node, weights[node.name].shape[2:], values[node.input[0]])
-    for node in convolutions:
-        name = f"{node.input[1]}{TENSOR_NAME_QUANT_SUFFIX}"
+        for name, node in convolutions.items():
+            sums[name] += products(node, weights[name].shape[2:], values[node.input[0]])
+    for name, node in convolutions.items():
         scales = onnx.numpy_helper.to_array(constants[f"{node.input[1]}_scale"])
-        rounded = codes(weights[node.name], scales, sums[node.name])
-        constants[name].CopyFrom(onnx.numpy_helper.from_array(rounded, name))
+        constants[name].CopyFrom(onnx.numpy_helper.from_array(codes(weights[name], scales, sums[name]), name))
 
 
 def _correct_bias(quantized: onnx.ModelProto, model: onnx.ModelProto, calibration: Pictures) -> None:

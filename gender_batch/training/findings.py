@@ -37,7 +37,7 @@ def write_findings(
     recipe: Recipe,
     machine: Machine,
 ) -> None:
-    """All of them, into the run's folder. `figures` are those of `findings`."""
+    """Write all of it into the run's `folder`. `figures` are those of `findings`, which the checkpoint holds, too."""
     split = held_out.split
     (folder / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
     _write_history(folder / "history.csv", history)
