@@ -16,6 +16,7 @@ test-slow: .venv-test/installed
 	.venv-test/bin/python -m pytest $(PARALLEL) -m slow
 
 test-gpu: .venv-test/installed
+	.venv-test/bin/pip install --quiet --editable '.[cuda,train,test]'
 	.venv-test/bin/python -m pytest -m gpu
 
 bench: .venv-test/installed

@@ -20,26 +20,23 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from benchmarks import ceiling, memory
+from benchmarks import ceiling
 from benchmarks.peers import PEERS
 from benchmarks.photos import Kind, kinds, make_set, unpacked_faces
+from benchmarks.timing import FEW, ROOT, classify, rate
 from gender_batch import __version__
 from gender_batch.model.session import DEFAULT_FOLDER, DEFAULT_NAME, default_model
 from gender_batch.outputs.record import versions
 from gender_batch.scoring.cores import usable_cores
 
-ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("GENDER_BATCH_SHARED", ROOT.parent / "shared"))
 PEER_ENVIRONMENT = ROOT / ".venv-peers"
-FEW = 16
-"""Pictures of a short run."""
 
 CEILINGS = ("decode", "infer", "both")
 """What the machine could do, measured around each run."""
@@ -179,28 +176,23 @@ def _measure(plan: Plan, kind: Kind, place: Path, some: int, peers: list[str]) -
     for _ in range(plan.rounds):
         before = {work: ceiling.on_all_cores(work, model, paths) for work in CEILINGS}
         out = place / "rows.csv"
-        ours, _ = _rate(lambda count, out=out: _classify(place / str(count), out), kind.files, found["memory"])
+        ours, _ = rate(lambda count, out=out: classify(place / str(count), out, "cpu"), kind.files, found["memory"])
         found["first row"].append(_first_row(place / str(FEW)))
         # Before and after: what the machine does besides changes slowly.
         now = {work: (before[work] + ceiling.on_all_cores(work, model, paths)) / 2 for work in CEILINGS}
-        for work, rate in now.items():
-            found[work].append(rate)
+        for work, best in now.items():
+            found[work].append(best)
         found["classify"].append(ours)
         found["ratio"].append(ours / now["both"])
         found["of reckoned"].append(ours / ceiling.reckoned(now["decode"], now["infer"]))
         if kind.peers:
             for peer in peers:
                 command = [plan.python, "-m", "benchmarks.peers", peer]
-                rate, answers = _rate(lambda count, command=command: [*command, place / str(count), fp32], some, [])
-                found[peer].append(rate)
-                found[f"x {peer}"].append(ours / rate)
+                theirs, answers = rate(lambda count, command=command: [*command, place / str(count), fp32], some, [])
+                found[peer].append(theirs)
+                found[f"x {peer}"].append(ours / theirs)
                 found[f"same {peer}"].append(_agreement(json.loads(answers.splitlines()[-1]), out))
     return found
-
-
-def _classify(folder: Path, out: Path | str) -> list[str | Path]:
-    options = ("--device", "cpu", "--faces", "never")
-    return [sys.executable, "-m", "gender_batch", "classify", folder, "--out", out, *options]
 
 
 def _agreement(labels: list[int], rows: Path) -> float:
@@ -210,24 +202,11 @@ def _agreement(labels: list[int], rows: Path) -> float:
     return sum(bool(label) == own for label, own in zip(labels, ours, strict=False)) / len(labels)
 
 
-def _rate(command: Callable[[int], list[str | Path]], many: int, peaks: list[float]) -> tuple[float, bytes]:
-    """Pictures per second between a run of FEW pictures and one of `many`; the latter's peak of memory is noted, and
-    what it printed is given, too."""
-    seconds = {}
-    for count in (FEW, many):
-        began = time.perf_counter()
-        with memory.watched() as watch:
-            output = watch.run(command(count), cwd=ROOT)
-        seconds[count] = time.perf_counter() - began
-    peaks.append(watch.peak)
-    return (many - FEW) / max(1e-3, seconds[many] - seconds[FEW]), output
-
-
 def _first_row(folder: Path) -> float:
     """Seconds from the start of the command to the first row on standard output."""
     began = time.perf_counter()
     with subprocess.Popen(
-        _classify(folder, "-"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
+        classify(folder, "-", "cpu"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
     ) as running:
         if running.stdout:
             running.stdout.readline()  # the names of the columns

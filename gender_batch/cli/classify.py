@@ -248,7 +248,7 @@ def _errors_told(log: Log, target: Path | None) -> Iterator[None]:
     """What ends a run becomes one line and the exit code."""
     from gender_batch.faces.fetch import DetectorError
     from gender_batch.model.metadata import ModelError
-    from gender_batch.model.session import NoGpuError, OutOfGpuMemoryError
+    from gender_batch.model.session import GpuError, NoGpuError
     from gender_batch.outputs.privacy import KeyFileError
     from gender_batch.outputs.publish import LockedError
     from gender_batch.scoring.pool import PoolError
@@ -260,7 +260,7 @@ def _errors_told(log: Log, target: Path | None) -> Iterator[None]:
         fail(str(error), Exit.LOCKED, log.error)
     except NoGpuError as error:
         fail(str(error), Exit.NO_GPU, log.error)
-    except (ModelError, OutOfGpuMemoryError, DetectorError, PoolError, StateError, KeyFileError) as error:
+    except (ModelError, GpuError, DetectorError, PoolError, StateError, KeyFileError) as error:
         fail(f"{error}. Nothing is published", Exit.FATAL, log.error)
     except BrokenPipeError:
         # Who read standard output has had enough. Python would complain once more when it flushes at exit.

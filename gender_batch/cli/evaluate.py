@@ -52,7 +52,7 @@ def evaluate(
     from gender_batch.evaluation.labelled import evaluate as evaluate_labelled
     from gender_batch.faces.fetch import DetectorError
     from gender_batch.model.metadata import ModelError
-    from gender_batch.model.session import NoGpuError
+    from gender_batch.model.session import GpuError, NoGpuError
     from gender_batch.scoring.pool import PoolError
     from gender_batch.scoring.run import Faces, Options, Scorer
 
@@ -67,7 +67,7 @@ def evaluate(
                 result = evaluate_labelled(scorer, data, groups, progress.row)
     except NoGpuError as error:
         fail(str(error), Exit.NO_GPU)
-    except (ModelError, DetectorError, LabelsError, PoolError) as error:
+    except (ModelError, GpuError, DetectorError, LabelsError, PoolError) as error:
         fail(str(error))
 
     _tell(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,6 +23,12 @@ LAST_FOR_CUDA_12 = "'onnxruntime-gpu[cuda,cudnn]<1.27'"
 
 NVIDIA_VENDOR, DISPLAY_CLASS = "0x10de", "0x03"
 """PCI's number for NVIDIA, and how its numbers for display controllers, 3D controllers among them, begin."""
+
+NO_DEVICE = 100
+"""CUDA_ERROR_NO_DEVICE (CUDA Driver API, CUresult): what cuInit says if there is no GPU, or if none is visible."""
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""Names the GPUs that a process may see (CUDA C++ Programming Guide, "CUDA Environment Variables")."""
 
 REINSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
 """The two distributions are one package: to uninstall one of them takes files from the other."""
@@ -142,14 +149,14 @@ def _missing_driver(built: int) -> Missing | None:
             f"the NVIDIA driver is for CUDA {_version(version.value)}, this onnxruntime-gpu for CUDA {built}",
             f"install {_driver_for(built)}{older}",
         )
-    if code := driver.cuInit(0):
-        return Missing(f"the NVIDIA driver does not start ({_error(driver, code)})", "see that nvidia-smi works")
     count = ctypes.c_int()
-    if (code := driver.cuDeviceGetCount(ctypes.byref(count))) or not count.value:
-        reason = f" ({_error(driver, code)})" if code else ""
-        return Missing(
-            f"the NVIDIA driver shows no GPU{reason}", "see that nvidia-smi lists one, and CUDA_VISIBLE_DEVICES"
-        )
+    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if code == NO_DEVICE or (code == 0 and count.value == 0):
+        if VISIBLE in os.environ:
+            return Missing(f"the NVIDIA driver shows no GPU; {VISIBLE} is {os.environ[VISIBLE]!r}", f"unset {VISIBLE}")
+        return Missing("the NVIDIA driver shows no GPU", "see that nvidia-smi lists one; under MIG, an instance of one")
+    if code:
+        return Missing(f"the NVIDIA driver does not start ({_error(driver, code)})", "see that nvidia-smi works")
     return None
 
 

@@ -32,11 +32,20 @@ DEVICES = ("auto", "cuda", "cpu")
 _ERRORS_ONLY, _NOTHING = 3, 4
 
 
+OUT_OF_MEMORY = ("failed to allocate", "out of memory", "alloc_failed", "allocation_failed", "smaller than requested")
+"""What ONNX Runtime's arenas, CUDA, cuBLAS and cuDNN say of a full GPU, in small letters: there is no class of error
+for it."""
+
+
 class NoGpuError(Exception):
     """CUDA was required and the session did not get it. The message says what is missing."""
 
 
-class OutOfGpuMemoryError(Exception):
+class GpuError(Exception):
+    """The GPU failed in the middle of a run."""
+
+
+class OutOfGpuMemoryError(GpuError):
     """A batch does not fit into the GPU's memory."""
 
 
@@ -75,8 +84,7 @@ class Model:
 
     def __init__(self, path: Path | None, device: str = "cpu", threads: int | None = None) -> None:
         self.path, self._session, self.device = _open(path, device, threads)
-        text = self._session.get_modelmeta().custom_metadata_map.get(KEY)
-        self.metadata = Metadata.from_json(text, str(self.path))
+        self.metadata = _metadata(self._session, self.path)
         self._input = self._session.get_inputs()[0].name
 
     def probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -104,7 +112,7 @@ class BoundModel:
         self._session, self._binding = session, session.io_binding()
         self._shape = (batch, size, size, 3)
         (pictures,), (probabilities,) = session.get_inputs(), session.get_outputs()
-        with _out_of_memory_told(batch):
+        with _gpu_errors_told(batch):
             self._pictures = ort.OrtValue.ortvalue_from_shape_and_type(self._shape, np.uint8, device, 0)
             self._probabilities = ort.OrtValue.ortvalue_from_shape_and_type(
                 (batch, len(metadata.labels)), np.float32, device, 0
@@ -114,11 +122,11 @@ class BoundModel:
 
     def __call__(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities (N, classes) of uint8 pictures (N, size, size, 3), N at most the batch; fewer are padded with
-        black ones. Raises OutOfGpuMemoryError."""
+        black ones. Raises GpuError, OutOfGpuMemoryError."""
         count = len(pictures)
         if count < self._shape[0]:
             pictures = np.concatenate([pictures, np.zeros((self._shape[0] - count, *self._shape[1:]), np.uint8)])
-        with _out_of_memory_told(self._shape[0]):
+        with _gpu_errors_told(self._shape[0]):
             self._pictures.update_inplace(np.ascontiguousarray(pictures))
             self._session.run_with_iobinding(self._binding)
             output: NDArray[np.float32] = self._probabilities.numpy()
@@ -126,51 +134,85 @@ class BoundModel:
 
 
 @contextmanager
-def _out_of_memory_told(batch: int) -> Iterator[None]:
-    """ONNX Runtime has no error of its own for it: its arena says "Failed to allocate memory", CUDA "out of memory"."""
+def _gpu_errors_told(batch: int) -> Iterator[None]:
     try:
         yield
-    except Exception as error:
-        if any(words in str(error).lower() for words in ("failed to allocate", "out of memory", "alloc_failed")):
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's own errors share no public base class
+        if _is_out_of_memory(error):
             raise OutOfGpuMemoryError(
                 f"the GPU has not enough memory to infer {batch} pictures at a time; is another program using it?"
             ) from None
-        raise
+        raise GpuError(f"the GPU failed: {_in_a_line(error)}") from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return any(words in str(error).lower() for words in OUT_OF_MEMORY)
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _open(path: Path | None, device: str, threads: int | None) -> tuple[Path, Any, Device]:
+    missing: Missing | None = None
+    if device != "cpu":
+        missing = missing_for_cuda()
+        if missing is None:
+            on_cuda = path or default_model("cuda")
+            session = _session_on_gpu(on_cuda, threads)
+            if not isinstance(session, Missing):
+                return on_cuda, session, Device("cuda", "a picture was scored with ONNX Runtime's CUDA provider")
+            missing = session
+        if device == "cuda":
+            raise NoGpuError(f"--device cuda: {missing}")
     on_cpu = path or default_model("cpu")
-    if device == "cpu":
-        return on_cpu, _session(on_cpu, ["CPUExecutionProvider"], threads), Device("cpu", "as asked for")
-    missing = missing_for_cuda()
-    if missing is None:
-        on_cuda = path or default_model("cuda")
-        ort.set_default_logger_severity(_NOTHING)  # what is missing is told in our words
-        session = _session(on_cuda, ["CUDAExecutionProvider"], threads)
-        # The list of available providers is what the wheel was built with; only the session tells what works.
+    return on_cpu, _session_on_cpu(on_cpu, threads), Device("cpu", str(missing) if missing else "as asked for")
+
+
+def _session_on_cpu(path: Path, threads: int | None) -> Any:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model file; `gender-batch export` makes one")
+    try:
+        return _session(path, "CPUExecutionProvider", threads)
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's own errors share no public base class
+        raise ModelError(
+            f"{path}: ONNX Runtime cannot load it ({_in_a_line(error)}); "
+            "is it complete, and made by `gender-batch export`?"
+        ) from None
+
+
+def _session_on_gpu(path: Path, threads: int | None) -> Any | Missing:
+    """A session that has scored a picture on the GPU, or why there is none. Raises ModelError.
+
+    Nothing less tells: the list of available providers is what the wheel was built with, and a session may get CUDA's
+    provider and find with the first convolution that cuDNN is not there, or that the GPU is full.
+    """
+    # Whatever fails after this is not the file's fault.
+    size = _metadata(_session_on_cpu(path, threads), path).preprocessing.size
+    ort.set_default_logger_severity(_NOTHING)  # what is missing is told in our words
+    try:
+        session = _session(path, "CUDAExecutionProvider", threads)
         if session.get_providers()[0] == "CUDAExecutionProvider":
-            return on_cuda, session, Device("cuda", "the session got ONNX Runtime's CUDA provider")
-        missing = missing_libraries() or Missing(
-            "ONNX Runtime could not load its CUDA provider", "pip install 'gender-batch[cuda]'"
-        )
-    if device == "cuda":
-        raise NoGpuError(f"--device cuda: {missing}")
-    return on_cpu, _session(on_cpu, ["CPUExecutionProvider"], threads), Device("cpu", str(missing))
+            session.run(None, {session.get_inputs()[0].name: np.zeros((1, size, size, 3), np.uint8)})
+            return session
+        reason = "ONNX Runtime could not load its CUDA provider"
+    except Exception as error:  # noqa: BLE001 - as above
+        if _is_out_of_memory(error):
+            return Missing("the GPU has no memory left for the model", "see with nvidia-smi what else uses it")
+        reason = f"ONNX Runtime cannot use the GPU ({_in_a_line(error)})"
+    return missing_libraries() or Missing(reason, "pip install --upgrade 'gender-batch[cuda]'")
 
 
-def _session(path: Path, providers: list[str], threads: int | None) -> Any:
+def _session(path: Path, provider: str, threads: int | None) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-    if not path.is_file():
-        raise ModelError(f"{path}: no such model file; `gender-batch export` makes one")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints when a provider fails, where rows may go
-            return ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime's own errors share no public base class
-        raise ModelError(
-            f"{path}: ONNX Runtime cannot load it ({' '.join(str(error).split())[:300]}); "
-            "is it complete, and made by `gender-batch export`?"
-        ) from None
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints when a provider fails, where rows may go
+        # Without its fallback, which would go on with a CPU and say why on standard output only.
+        return ort.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
+
+
+def _metadata(session: Any, path: Path) -> Metadata:
+    return Metadata.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), str(path))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gender_batch.model.cuda import page_locked
-from gender_batch.model.session import Model, OutOfGpuMemoryError
+from gender_batch.model.session import BoundModel, Model, OutOfGpuMemoryError
 from gender_batch.scoring.worker import Outcome
 
 GPU_BATCH = 128
@@ -34,13 +34,13 @@ class BatchInference:
     """Outcomes with pixels become outcomes with probabilities.
 
     `size` is how many pictures are inferred at a time: halved for good where the GPU has not enough memory for them.
-    Raises OutOfGpuMemoryError if there is not enough for one.
+    Raises OutOfGpuMemoryError if there is not enough for one, GpuError.
     """
 
     def __init__(self, model: Model, size: int = GPU_BATCH) -> None:
         self.size = size
         self._model, self._capacity = model, size
-        self._bound = model.bound(size)
+        self._bound: BoundModel | None = None
 
     def answered(self, outcomes: Iterable[tuple[str, Outcome]]) -> Iterator[tuple[str, Outcome]]:
         """In the order in which they come, failed ones among them. Pixels are copied when their outcome is drawn."""
@@ -69,12 +69,14 @@ class BatchInference:
         done = 0
         while done < batch.filled:
             try:
+                if self._bound is None:
+                    self._bound = self._model.bound(self.size)
                 answers.append(self._bound(batch.pixels[done : done + self.size]))
             except OutOfGpuMemoryError:
+                self._bound = None  # what it holds of the GPU's memory goes back first
                 if self.size == 1:
                     raise
                 self.size //= 2
-                self._bound = self._model.bound(self.size)
                 continue
             done += self.size
         probabilities = np.concatenate(answers)[: batch.filled] if answers else np.zeros((0, 0), np.float32)

@@ -112,7 +112,7 @@ def _device(plan: Plan) -> Iterator[Found]:
         except concurrent.futures.BrokenExecutor:
             answer = "the process that tried it died"
         if answer is None:
-            yield Level.OK, f"cuda: {cuda.gpu_name()}; a picture was scored on it"
+            yield Level.OK, f"cuda: {cuda.gpu_name()}; pictures were scored on it"
             return
         missing = cuda.missing_libraries() or cuda.Missing(answer, "pip install --upgrade 'gender-batch[cuda]'")
     # A GPU that is there and lies idle is a problem; that there is none is one only to who wants it.
@@ -254,17 +254,18 @@ def _in_a_process(work: Callable[[], str | None]) -> str | None:
 
 
 def _score_on_gpu() -> str | None:
-    """Why a grey picture does not get the answer on the GPU that it gets on the CPU; None where it does."""
+    """Why grey pictures do not get the answer on the GPU that one gets on the CPU; None where they do."""
     import numpy as np
 
     from gender_batch.model.session import Model
+    from gender_batch.scoring.batches import GPU_BATCH
 
     answers = []
     try:
-        for device in ("cpu", "cuda"):
+        for device, batch in (("cpu", 1), ("cuda", GPU_BATCH)):
             model = Model(None, device)
             size = model.metadata.preprocessing.size
-            answers.append(model.probabilities(np.full((1, size, size, 3), 127, np.uint8)))
+            answers.append(model.bound(batch)(np.full((batch, size, size, 3), 127, np.uint8)))
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's own errors share no public base class
         return f"the GPU cannot score: {error}"
     difference = float(np.abs(answers[0] - answers[1]).max())

@@ -75,7 +75,7 @@ class Scorer:
     Counts the `pictures` it has scored, and the seconds that `reading`, `decoding`, `finding` faces and `inference`
     took, of all workers together. `search` says how faces are looked for; None: pictures are taken as they are.
 
-    Raises ModelError, NoGpuError, DetectorError when made; PoolError from `rows`.
+    Raises ModelError, NoGpuError, DetectorError when made; PoolError, GpuError from `rows`.
     """
 
     def __init__(self, options: Options) -> None:

@@ -85,7 +85,9 @@ def test_a_machine_without_a_gpu_is_fine_unless_one_is_wanted(tmp_path: Path) ->
         ({"DRIVER_VERSION": "11080"}, "driver is for CUDA 11.8", "580 or newer"),
         ({"DRIVER_INIT": "999"}, "unknown error", "nvidia-smi"),
         ({"DRIVER_INIT": "3"}, "error 3", "nvidia-smi"),
-        ({"DRIVER_DEVICES": "0"}, "shows no GPU", "CUDA_VISIBLE_DEVICES"),
+        ({"DRIVER_DEVICES": "0"}, "shows no GPU", "nvidia-smi"),
+        ({"DRIVER_INIT": "100"}, "shows no GPU", "nvidia-smi"),
+        ({"DRIVER_INIT": "100", "CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES is ''", "unset"),
     ],
 )
 def test_a_driver_that_does_not_do(driver: Path, environment: dict[str, str], found: str, remedy: str) -> None:

@@ -140,12 +140,16 @@ def test_reading_in_workers_and_inferring_in_batches_gives_what_workers_that_inf
 
 
 class SmallGpu:
-    """A model on a device that has memory for batches of `most` alone: then it is `model`."""
+    """A model on a device that has memory for batches of `most` alone: then it is `model`. One of more than `bindable`
+    pictures fails when it is bound, others when they are inferred."""
 
-    def __init__(self, model: Model, most: int) -> None:
-        self.model, self.metadata, self.most = model, model.metadata, most
+    def __init__(self, model: Model, most: int, bindable: int = 1000) -> None:
+        self.model, self.metadata, self.most, self.bindable = model, model.metadata, most, bindable
 
     def bound(self, size: int) -> Callable[[np.ndarray], np.ndarray]:
+        if size > self.bindable:
+            raise OutOfGpuMemoryError("too many")
+
         def infer(pictures: np.ndarray) -> np.ndarray:
             assert len(pictures) == size
             if size > self.most:
@@ -160,16 +164,20 @@ def some(count: int) -> Iterator[tuple[str, Outcome]]:
         yield f"{number}", Outcome(Status.OK, np.full((1, 4, 4, 3), number, np.uint8), 8, 9)
 
 
+@pytest.mark.parametrize("bindable", [1000, 16, 8, 4, 1])
 @pytest.mark.parametrize(("most", "size"), [(16, 16), (15, 8), (5, 4), (1, 1)])
-def test_without_memory_for_a_batch_it_is_halved_and_no_answer_is_lost(brightness: Path, most: int, size: int) -> None:
-    inference = BatchInference(SmallGpu(Model(brightness), most), 16)  # type: ignore[arg-type]
+def test_without_memory_for_a_batch_it_is_halved_and_no_answer_is_lost(
+    brightness: Path, most: int, size: int, bindable: int
+) -> None:
+    inference = BatchInference(SmallGpu(Model(brightness), most, bindable), 16)  # type: ignore[arg-type]
     answers = [outcome.probabilities[0][0] for _, outcome in inference.answered(some(50)) if outcome.probabilities]
     assert answers == pytest.approx([number / 255 for number in range(50)], abs=1e-6)
-    assert inference.size == size
+    assert inference.size == min(size, bindable)
 
 
-def test_without_memory_for_a_single_picture_the_run_ends(brightness: Path) -> None:
-    inference = BatchInference(SmallGpu(Model(brightness), 0), 4)  # type: ignore[arg-type]
+@pytest.mark.parametrize("bindable", [1000, 0])
+def test_without_memory_for_a_single_picture_the_run_ends(brightness: Path, bindable: int) -> None:
+    inference = BatchInference(SmallGpu(Model(brightness), 0, bindable), 4)  # type: ignore[arg-type]
     with pytest.raises(OutOfGpuMemoryError):
         list(inference.answered(some(10)))
 

@@ -6,14 +6,25 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from installed import REPOSITORY, read_csv
 from PIL import Image
 
+from gender_batch.model import session
 from gender_batch.model.cuda import page_locked
-from gender_batch.model.session import CPU_INFO, Model, _has_vnni, default_model
+from gender_batch.model.metadata import ModelError
+from gender_batch.model.session import (
+    CPU_INFO,
+    GpuError,
+    Model,
+    NoGpuError,
+    OutOfGpuMemoryError,
+    _has_vnni,
+    default_model,
+)
 
 FP32, FP16, INT8 = (f"apparent-gender{precision}.onnx" for precision in ("", ".fp16", ".int8"))
 INTEL = "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu vme avx512f avx512_vnni sse\nbugs\t\t: spectre_v1\n"
@@ -90,3 +101,78 @@ def test_memory_is_page_locked_where_there_is_a_gpu_and_else_as_good_as_before()
         assert locked is torch.cuda.is_available()
         array += 1
     np.testing.assert_array_equal(array, np.arange(1, 10_001))
+
+
+class FailingGpu:
+    """Sessions as ONNX Runtime makes them on a GPU that cannot be used: the error comes when one is opened, or when it
+    scores its first picture."""
+
+    def __init__(self, error: str, when: str) -> None:
+        self.error, self.when, self.on_cpu = error, when, session._session
+
+    def __call__(self, path: Path, provider: str, threads: int | None) -> Any:
+        if provider == "CPUExecutionProvider":
+            return self.on_cpu(path, provider, threads)
+        if self.when == "opened":
+            raise RuntimeError(self.error)
+        return self
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider"]
+
+    def get_inputs(self) -> list[Any]:
+        return self.on_cpu(default_model("cpu"), "CPUExecutionProvider", 1).get_inputs()
+
+    def run(self, *_: object) -> None:
+        raise RuntimeError(self.error)
+
+
+@pytest.mark.parametrize("when", ["opened", "scored"])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("CUDA failure 2: out of memory ; GPU=0", "no memory left"),
+        ("Available memory of 5 is smaller than requested bytes of 10", "no memory left"),
+        ("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", "no memory left"),
+        ("cuDNN is unavailable or disabled for CUDA Execution Provider", "cuDNN is unavailable"),
+    ],
+)
+def test_a_gpu_that_cannot_score_is_not_taken_and_the_reason_is_told(
+    monkeypatch: pytest.MonkeyPatch, when: str, error: str, told: str
+) -> None:
+    monkeypatch.setattr(session, "missing_for_cuda", lambda: None)
+    monkeypatch.setattr(session, "missing_libraries", lambda: None)
+    monkeypatch.setattr(session, "_session", FailingGpu(error, when))
+    with pytest.raises(NoGpuError, match=told):
+        Model(None, "cuda")
+    model = Model(None, "auto")
+    assert (model.device.name, model.path) == ("cpu", default_model("cpu"))
+    assert told in model.device.reason
+    size = model.metadata.preprocessing.size
+    assert model.probabilities(np.zeros((1, size, size, 3), np.uint8)).sum() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_file_that_is_no_model_is_not_blamed_on_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(session, "missing_for_cuda", lambda: None)
+    monkeypatch.setattr(session, "_session", FailingGpu("out of memory", "opened"))
+    (tmp_path / "broken.onnx").write_bytes(b"nothing")
+    for path in ("broken.onnx", "missing.onnx"):
+        with pytest.raises(ModelError, match=path):
+            Model(tmp_path / path, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [("CUDA failure 2: out of memory", OutOfGpuMemoryError), ("CUDA failure 700", GpuError)]
+)
+def test_a_gpu_that_fails_in_a_run_says_so(monkeypatch: pytest.MonkeyPatch, error: str, kind: type[GpuError]) -> None:
+    model = Model(None, "cpu")
+    bound = model.bound(2)
+
+    def fail(_: object) -> None:
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(model._session, "run_with_iobinding", fail)
+    size = model.metadata.preprocessing.size
+    with pytest.raises(GpuError) as caught:
+        bound(np.zeros((2, size, size, 3), np.uint8))
+    assert caught.type is kind

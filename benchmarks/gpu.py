@@ -1,0 +1,121 @@
+"""How fast `classify` is with a GPU: beside its cores that only decode, and beside the GPU that only infers.
+
+    python -m benchmarks.gpu [--out benchmarks/results/gpu.md]
+
+Measured alternately in one run, several rounds, of which the median counts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import numpy as np
+
+from benchmarks import ceiling
+from benchmarks.photos import Kind, kinds, make_set
+from benchmarks.timing import FEW, classify, rate
+from gender_batch import __version__
+from gender_batch.model.session import Model
+from gender_batch.outputs.record import versions
+from gender_batch.prediction import Status
+from gender_batch.scoring.batches import GPU_BATCH, BatchInference
+from gender_batch.scoring.cores import usable_cores
+from gender_batch.scoring.worker import Outcome
+
+SETS = ("JPEG 400 progressive", "JPEG 1080 baseline", "JPEG 1080 progressive")
+
+BATCHES = (32, 64, 128, 256, 512)
+"""Pictures per inference that are tried."""
+
+
+@click.command()
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report there.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--files", default=2000, show_default=True, type=click.IntRange(2 * FEW), help="Pictures for each core.")
+@click.option("--device", default="cuda", show_default=True, help="cpu shows that all runs, and no figure of use.")
+def main(out: Path | None, rounds: int, files: int, device: str) -> None:
+    """Measure, print the report, and write it with the machine and the versions."""
+    model = Model(None, device)
+    lines = [
+        "# Speed with a GPU",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d}, gender-batch {__version__}, {_gpu(device)}, {usable_cores()} cores, "
+        f"{', '.join(f'{name} {version}' for name, version in versions().items())}; model {model.path.name}. "
+        f"Medians of {rounds} rounds, in pictures per second.",
+        "",
+        *_batch_sizes(model, rounds),
+        "",
+        "| photos | cores decode alone | GPU infers alone | classify | of the lesser |",
+        "|---|---|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        for kind in (kind for kind in kinds() if kind.name in SETS):
+            lines.append(_row(kind, model, Path(name) / kind.name.replace(" ", "-"), files * usable_cores(), rounds))
+            click.echo(lines[-1], err=True)
+    report = "\n".join(lines)
+    click.echo(report)
+    if out:
+        out.write_text(report + "\n")
+
+
+def _row(kind: Kind, model: Model, place: Path, files: int, rounds: int) -> str:
+    make_set(kind, place, None, 24, [FEW, files])
+    paths = sorted(str(path) for path in (place / str(files)).iterdir())
+    found: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        found["decode"].append(ceiling.on_all_cores("decode", model.path, paths))
+        found["infer"].append(_inference_alone(model, GPU_BATCH))
+        out = place / "rows.csv"
+        ours, _ = rate(
+            lambda count, out=out: classify(place / str(count), out, model.device.name), files, found["memory"]
+        )
+        found["classify"].append(ours)
+        found["ratio"].append(ours / min(found["decode"][-1], found["infer"][-1]))
+    decode, infer, ours, ratio = (statistics.median(found[key]) for key in ("decode", "infer", "classify", "ratio"))
+    return f"| {kind.name} | {decode:,.0f} | {infer:,.0f} | {ours:,.0f} | **{ratio:.2f}** |"
+
+
+def _batch_sizes(model: Model, rounds: int) -> Iterator[str]:
+    """What the choice of GPU_BATCH rests on: inference alone, pixels copied to the device and answers back."""
+    found = defaultdict(list)
+    for _ in range(rounds):
+        for size in BATCHES:
+            found[size].append(_inference_alone(model, size))
+    yield "| pictures at a time | " + " | ".join(map(str, BATCHES)) + " |"
+    yield "|---" * (len(BATCHES) + 1) + "|"
+    yield "| GPU infers alone | " + " | ".join(f"{statistics.median(found[size]):,.0f}" for size in BATCHES) + " |"
+
+
+def _inference_alone(model: Model, size: int, seconds: float = 2.0) -> float:
+    """Pictures per second of `classify`'s own consumer, if the next picture is always there."""
+    side = model.metadata.preprocessing.size
+    pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+    inference = BatchInference(model, size)
+
+    def pictures(deadline: float) -> Iterator[tuple[str, Outcome]]:
+        while time.perf_counter() < deadline:
+            for _ in range(size):
+                yield "", Outcome(Status.OK, pixels)
+
+    for _ in inference.answered(pictures(time.perf_counter() + seconds / 4)):
+        pass
+    began = time.perf_counter()
+    count = sum(1 for _ in inference.answered(pictures(began + seconds)))
+    return count / (time.perf_counter() - began)
+
+
+def _gpu(device: str) -> str:
+    from gender_batch.model import cuda
+
+    return cuda.gpu_name() if device == "cuda" else "no GPU"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""How long a command takes for a picture, whatever it takes to start."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import memory
+
+ROOT = Path(__file__).parents[1]
+
+FEW = 16
+"""Pictures of a short run."""
+
+
+def classify(folder: Path, out: Path | str, device: str) -> list[str | Path]:
+    """The command that scores a folder of face crops."""
+    options = ("--device", device, "--faces", "never")
+    return [sys.executable, "-m", "gender_batch", "classify", folder, "--out", out, *options]
+
+
+def rate(command: Callable[[int], list[str | Path]], many: int, peaks: list[float]) -> tuple[float, bytes]:
+    """Pictures per second between a run of FEW pictures and one of `many`; the latter's peak of memory is noted, and
+    what it printed is given, too."""
+    seconds = {}
+    for count in (FEW, many):
+        began = time.perf_counter()
+        with memory.watched() as watch:
+            output = watch.run(command(count), cwd=ROOT)
+        seconds[count] = time.perf_counter() - began
+    peaks.append(watch.peak)
+    return (many - FEW) / max(1e-3, seconds[many] - seconds[FEW]), output
