@@ -177,6 +177,7 @@ def train(
         from gender_batch.training.order import IMAGE_SIZES, Order, suited
         from gender_batch.training.recipe import Machine, Recipe
     from gender_batch.cli.progress import TrainingProgress
+    from gender_batch.outputs.publish import LockedError
 
     machine = Machine(_device(device), workers=_loading_processes())
     again = f"--resume goes on after the last finished epoch: --out {folder} --resume"
@@ -215,6 +216,8 @@ def train(
                 result = run.train(order, folder, machine, progress, resume, progress.reading)
         except run.RunError as error:
             fail(str(error), Exit.USAGE)
+        except LockedError as error:
+            fail(str(error), Exit.LOCKED)
         except (DatasetError, WeightsError, FloatingPointError) as error:
             fail(str(error))
     if folds:

@@ -85,14 +85,17 @@ def fit(
     state_file: Path,
     watcher: Watcher,
     known: nn.Linear | None = None,
+    data: str = "",
 ) -> list[Epoch]:
     """Train `network` in place to weights that validation chooses; returns the history.
 
     `train` holds squares of `recipe.source`, `val` those of `recipe.preprocessing`; `known` is the head that answered
-    by the features before. Goes on from `state_file` where there is one. The order of what follows is important.
+    by the features before. Goes on from `state_file` where there is one, which keeps `data`, what stands for the data
+    and its splits. The order of what follows is important.
     """
-    state = State.load(state_file) if state_file.exists() else State()
-    network.to(machine.device)
+    state = State.load(state_file) if state_file.exists() else State(data)
+    # Convolutions are quicker so: a step on a CPU takes a fifth less.
+    network.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     auxiliary = Auxiliary(train.others, machine.device)
     class_weights = inverse_frequencies(train.truth, network.classes) if recipe.class_weights else None
     training = _Training(
@@ -313,7 +316,7 @@ class _Phase:
         state.epoch += 1
         state.history.append(epoch)
         state.weights, state.auxiliary = _copy(training.network), _copy(training.auxiliary)
-        state.average = self.average.state_dict()
+        state.average = _copy(self.average)
         state.group_weights = self.group_losses.tilted(training.recipe.tilt)
         state.optimizer, state.scaler = self.optimizer.state_dict(), self.scaler.state_dict()
         state.save(training.state_file)

@@ -85,8 +85,9 @@ def batches(
         _Indexed(squares),
         batch_size=None,
         sampler=BatchSampler(sampler, batch_size, drop),
-        # Gathering from memory is quicker than handing it between processes, except beside a GPU that must not wait.
-        num_workers=(count := workers if squares.cache is None else 2 * gpu),
+        # Gathering from memory is quicker than handing it between processes, except beside a GPU that learns, and must
+        # not wait.
+        num_workers=(count := workers if squares.cache is None else 2 * (gpu and seed is not None)),
         multiprocessing_context="fork" if count else None,
         pin_memory=gpu,
     )

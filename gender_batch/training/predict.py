@@ -29,10 +29,13 @@ def predict_logits(
     batch_size: int = 64,
     view: Callable[[Tensor], Tensor] = lambda pictures: pictures,
 ) -> NDArray[np.float32]:
-    """Logits (N, classes) of the pictures, each batch as `view` shows it, in evaluation mode and full precision."""
+    """Logits (N, classes) of the pictures, each batch as `view` shows it, in evaluation mode and full precision.
+
+    On a GPU that is without TF32, which it uses for convolutions unless it is told not to.
+    """
     network.eval()
     outputs: list[NDArray[np.float32]] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for pictures, _ in batches(squares, batch_size, machine.workers, machine.device):
             outputs.append(network(view(pictures)).float().cpu().numpy())
     return np.concatenate(outputs) if outputs else np.zeros((0, network.classes), np.float32)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from gender_batch import __version__
 from gender_batch.evaluation.gallery import Answer
 from gender_batch.evaluation.metrics import Metrics, Threshold, grouped_accuracy_interval
 from gender_batch.faces.look import FaceSearch, Looker
+from gender_batch.outputs.publish import locked
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
 from gender_batch.training.crops import Crops, with_a_face
@@ -27,7 +30,7 @@ from gender_batch.training.network import Checkpoint, Network, load_initial_weig
 from gender_batch.training.order import IMAGE_SIZES, Order
 from gender_batch.training.recipe import Machine
 from gender_batch.training.samples import find_samples
-from gender_batch.training.state import Watcher
+from gender_batch.training.state import State, Watcher
 
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
@@ -96,12 +99,13 @@ def train(
     """Train as ordered and leave everything in `folder`.
 
     With `resume` an interrupted run of the same order goes on after its last finished epoch.
-    Raises RunError, DatasetError, WeightsError, FloatingPointError.
+    Raises RunError, LockedError, DatasetError, WeightsError, FloatingPointError.
     """
-    _prepare(folder, order, resume)
-    result = _train_on(_load(order, folder, watcher, reading), order, folder, machine, watcher)
-    (folder / STATE).unlink(missing_ok=True)
-    return result
+    with _alone(folder):
+        _prepare(folder, order, resume)
+        result = _train_on(_load(order, folder, watcher, reading), order, folder, machine, watcher)
+        (folder / STATE).unlink(missing_ok=True)
+        return result
 
 
 def photos_show_faces(
@@ -135,31 +139,34 @@ def cross_validate(
 
     With `resume` an interrupted validation goes on: folds keep their states until all are done. Raises as `train`.
     """
-    if order.detector:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    data = _load(order, folder, watcher, reading)
-    results = []
-    for number, fold in enumerate(folds(data, count, order.recipe.seed), 1):
-        watcher.note(f"fold {number} of {count}")
-        part = folder / f"fold-{number}"
-        _prepare(part, order, resume and (part / STATE).exists(), data.crops)
-        results.append(_train_on(fold, order, part, machine, watcher))
-    answers = [answer for result in results for answer in result.answers]
-    interval = grouped_accuracy_interval(
-        np.array([answer.right for answer in answers]), [answer.group for answer in answers], order.recipe.seed
-    )
-    validated = CrossValidation(folder, tuple(results), interval)
-    content = {
-        "folds": validated.accuracies,
-        "mean_accuracy": validated.mean,
-        "interval_95": list(interval),
-        "pictures": len(answers),
-        "groups": len({answer.group for answer in answers}),
-    }
-    (folder / FOLDS).write_text(json.dumps(content, indent=2) + "\n")
-    for result in results:
-        (result.folder / STATE).unlink(missing_ok=True)
-    return validated
+    with _alone(folder):
+        if resume and not folder.exists():
+            raise RunError(f"{folder}: no run to resume; leave --resume out")
+        if order.detector:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        data = _load(order, folder, watcher, reading)
+        results = []
+        for number, fold in enumerate(folds(data, count, order.recipe.seed), 1):
+            watcher.note(f"fold {number} of {count}")
+            part = folder / f"fold-{number}"
+            _prepare(part, order, resume and (part / STATE).exists(), data.crops)
+            results.append(_train_on(fold, order, part, machine, watcher))
+        answers = [answer for result in results for answer in result.answers]
+        interval = grouped_accuracy_interval(
+            np.array([answer.right for answer in answers]), [answer.group for answer in answers], order.recipe.seed
+        )
+        validated = CrossValidation(folder, tuple(results), interval)
+        content = {
+            "folds": validated.accuracies,
+            "mean_accuracy": validated.mean,
+            "interval_95": list(interval),
+            "pictures": len(answers),
+            "groups": len({answer.group for answer in answers}),
+        }
+        (folder / FOLDS).write_text(json.dumps(content, indent=2) + "\n")
+        for result in results:
+            (result.folder / STATE).unlink(missing_ok=True)
+        return validated
 
 
 def groups_of(data: Dataset, column: str) -> Tensor:
@@ -210,6 +217,12 @@ def _load(order: Order, folder: Path, watcher: Watcher, reading: Callable[[int],
 
 def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watcher: Watcher) -> Result:
     recipe = order.recipe
+    learnt_from = _learnt_from(data)
+    if (folder / STATE).exists() and State.load(folder / STATE).data != learnt_from:
+        raise RunError(
+            f"{folder}: was begun with other data or splits, and might be tested on what it has learnt; "
+            "start again, with another --out"
+        )
     watcher.note(
         f"{len(data.train)} pictures to train on, {len(data.val)} to validate, {len(data.test)} to test; "
         f"classes {', '.join(data.labels)}; on {machine.device.type} in {str(machine.precision)[6:]}"
@@ -236,6 +249,7 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
             folder / STATE,
             watcher,
             origin.head,
+            learnt_from,
         )
     except PictureError as error:
         raise DatasetError(f"{data.root}: a picture changed while it was used ({error}); start again") from None
@@ -269,6 +283,19 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
     write_findings(folder, data, held_out, findings, figures, history, recipe, machine)
     metrics = findings.metrics
     return Result(folder, metrics["val"], metrics.get("test"), findings.threshold, findings.answers)
+
+
+def _learnt_from(data: Dataset) -> str:
+    """SHA-256 over the pictures of the data and the names of those that are trained on."""
+    return hashlib.sha256(json.dumps([data.digest, [sample.name for sample in data.train]]).encode()).hexdigest()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other training writes into the folder meanwhile. Raises LockedError."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        yield
 
 
 def _grouped_by(order: Order, data: Dataset) -> str | None:

@@ -52,6 +52,8 @@ class Watcher(Protocol):
 class State:
     """Where a run is: saved after every epoch, so that an interrupted run goes on from there."""
 
+    data: str
+    """Stands for the pictures that are learnt, and for all others of the data."""
     phase: str = Phase.ADAPTATION.value  # a plain string: no enum comes back from a file that is not unpickled
     epoch: int = 0
     best_loss: float = math.inf

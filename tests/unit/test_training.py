@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 from watching import Told
 
+from gender_batch.outputs.publish import LockedError
 from gender_batch.training import run
 from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.dataset import Dataset, DatasetError, Sample
@@ -84,6 +85,69 @@ def test_an_unfinished_run_is_neither_overwritten_nor_resumed_as_another(tmp_pat
     (folder / run.STATE).unlink()
     with pytest.raises(run.RunError, match="finished run"):
         run.train(order(tmp_path), folder, CPU, Told())
+
+
+class Interrupting(Told):
+    """Whose user has had enough after some epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()
+        self.left = epochs
+
+    def epoch(self, *_: object) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Order:
+    """60 little pictures of two classes, to be trained on in two epochs."""
+    drawn = np.random.default_rng(0)
+    for label in ("dark", "light"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(30):
+            pixels = drawn.integers(0, 128, (32, 32, 3)) + 127 * (label == "light")
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / label / f"{number}.png")
+    return order(tmp_path, image_size=32, adapt_epochs=0, fine_epochs=2)
+
+
+def test_a_run_is_not_resumed_on_other_data_since_it_might_be_tested_on_what_it_has_learnt(
+    begun: Order, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run.train(begun, folder, CPU, Interrupting(1))
+    gone = begun.data / "dark" / "7.png"
+    content = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(run.RunError, match="begun with other data or splits"):
+        run.train(begun, folder, CPU, Told(), resume=True)
+    gone.write_bytes(content)
+    assert run.train(begun, folder, CPU, Told(), resume=True).test
+
+
+def test_folds_are_not_resumed_as_others(begun: Order, tmp_path: Path) -> None:
+    folder = tmp_path / "folds"
+    with pytest.raises(run.RunError, match="no run to resume"):
+        run.cross_validate(begun, 3, folder, CPU, Told(), resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        run.cross_validate(begun, 3, folder, CPU, Interrupting(3))
+    with pytest.raises(run.RunError, match="begun with other data or splits"):
+        run.cross_validate(begun, 2, folder, CPU, Told(), resume=True)
+    assert len(run.cross_validate(begun, 3, folder, CPU, Told(), resume=True).results) == 3
+
+
+def test_two_trainings_do_not_write_into_one_folder(begun: Order, tmp_path: Path) -> None:
+    class Second(Told):
+        def epoch(self, *_: object) -> None:
+            with pytest.raises(LockedError):
+                run.train(begun, tmp_path / "run", CPU, Told(), resume=True)
+            self.notes.append("refused")
+
+    first = Second()
+    run.train(begun, tmp_path / "run", CPU, first)
+    assert first.notes.count("refused") == 2
 
 
 def test_groups_count_by_what_they_lost() -> None:
