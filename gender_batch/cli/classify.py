@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ STANDARD = "-"
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(exists=True, allow_dash=True))
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option(
     "--out",
     required=True,
@@ -47,7 +47,7 @@ STANDARD = "-"
     show_default=True,
     type=click.FloatRange(0, 1),
     metavar="R",
-    help="Share of failed pictures up to which the run counts as done (exit 0).",
+    help="Exit with code 3 if more than this share of the pictures fails.",
 )
 @click.option(
     "--picture-timeout",
@@ -61,51 +61,57 @@ STANDARD = "-"
     "--state",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Keep what is known of the pictures in FILE: the next run scores only new and changed ones.",
+    help="Remember the answers in FILE: the next run scores only new and changed pictures.",
 )
 @click.option("--retry-failed", is_flag=True, help="Score pictures again that failed in an earlier run.")
 @click.option(
     "--verify-content",
     is_flag=True,
-    help="Read every picture: one is the same only if its content is, and content that is known is not scored again.",
+    help="Detect changes by a hash of the content, not by size and time alone. Reads every file; moved and copied "
+    "pictures are not scored again.",
 )
-@click.option("--fresh", is_flag=True, help="Forget what is known, and start over.")
+@click.option("--fresh", is_flag=True, help="Forget earlier answers and score every picture again.")
 @click.option(
     "--min-pictures",
     default=1,
     show_default=True,
     type=click.IntRange(1),
     metavar="N",
-    help="Publish nothing if fewer are found: the disk may not be mounted.",
+    help="Publish nothing if fewer pictures are found: the disk may not be mounted.",
 )
 @click.option(
-    "--deadline", type=duration, metavar="TIME", help="Stop after 90s, 15m or 6h; the same command goes on then."
+    "--deadline",
+    type=duration,
+    metavar="TIME",
+    help="Stop after 90s, 15m or 6h; run the same command again to continue.",
 )
 @click.option(
     "--pseudonymise",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="KEYFILE",
-    help="Write a keyed hash of each path (HMAC-SHA-256) in its place.",
+    help="Write a keyed hash (HMAC-SHA-256) of each path instead of the path.",
 )
-@click.option("--spreadsheet-safe", is_flag=True, help="Put ' before text in a CSV that a spreadsheet would run.")
+@click.option(
+    "--spreadsheet-safe", is_flag=True, help="Put ' before text in a CSV that a spreadsheet would take for a formula."
+)
 @click.option(
     "--summary",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write what the run was and counted, as JSON; `gender-batch compare` tells two of them apart.",
+    help="Write facts and counts of the run as JSON; `gender-batch compare` compares two such files.",
 )
 @click.option(
     "--gallery",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write a page of the pictures worth looking at: the least certain, several people, no face.",
+    help="Write an HTML page of pictures to look at: the least certain, several people, no face.",
 )
 @click.option(
     "--log-format",
     default="text",
     show_default=True,
     type=click.Choice(["text", "json"]),
-    help="Standard error in lines for people, or JSON objects for collectors.",
+    help="What goes to standard error: lines for people, or JSON objects for log collectors.",
 )
 @click.option("--no-recursive", is_flag=True, help="Do not enter folders within the folders.")
 @click.option("--follow-links", is_flag=True, help="Enter folders that are symbolic links, too; each folder once.")
@@ -114,7 +120,8 @@ STANDARD = "-"
     "--include",
     multiple=True,
     metavar="GLOB",
-    help="Take only files that match, such as '*.jpg'; with a slash the path below PATH, 'thumbs/**/*.jpg', must.",
+    help="Of the files in folders, score only those that match, such as '*.jpg'. A glob with a slash, such as "
+    "'thumbs/**/*.jpg', is matched against the path below PATH.",
 )
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files and folders that match, such as '.*'.")
 @click.option("-0", "--null", "nul", is_flag=True, help="The list on standard input is separated by NUL, not newline.")
@@ -146,29 +153,42 @@ def classify(
     from gender_batch.scoring.run import Faces, Options, Scorer
     from gender_batch.scoring.state import FILES, State, remove_state
 
-    target = None if out == STANDARD else Path(out)
-    suffix = _suffix(target) if target else ".csv"
-    for option, path in (("--state", state), ("--summary", summary), ("--gallery", gallery)):
-        if path and not path.absolute().parent.is_dir():
-            raise click.UsageError(f"{option} {path}: the folder {path.parent} does not exist")
+    _check_paths(paths, out)
+    suffix = ".csv" if out == STANDARD else _suffix(out)
+    named = {
+        "--out": None if out == STANDARD else Path(out), "--state": state, "--summary": summary, "--gallery": gallery
+    }  # fmt: skip
+    target, state, summary, gallery = _places(named)
+    journal = journal_of(target) if target else None
     # Standard output cannot be taken back: without --state there is nothing to go on with.
-    known = state or (journal_of(target) if target else None)
-    again = f"Nothing was published; the same command {'goes on' if known else 'starts again'}."
+    known = state or journal
     try:
         walk = Walk(not no_recursive, follow_links, one_file_system, include, exclude)
     except re.error as error:
-        raise click.UsageError(f"--include, --exclude: {error.pattern!r} is no glob: {error.msg}") from None
-    own = OwnFiles([path for path in (target, known, summary, gallery) if path], FILES)
+        raise click.UsageError(f"--include, --exclude: {error.pattern!r} is not a valid glob: {error.msg}") from None
+    ours = (*named.values(), target, journal, state, summary, gallery, pseudonymise)
+    own = OwnFiles(filter(None, ours), FILES)
     files: Iterator[str] = (path for path in _files(walk, paths, nul) if path not in own)
     log = Log(as_json=log_format == "json")
     run = Run(walk)
+
+    def outcome() -> str:
+        """What is there of the rows, and what the same command would do."""
+        if run.published:
+            return f"{target} is written, and complete" if target else "All rows are on standard output"
+        if target is None:
+            what = "The rows on standard output are not all"
+        else:
+            what = f"Nothing is published, {target.name} is as it was" if target.exists() else "Nothing is published"
+        return f"{what}; the same command {'goes on' if known else 'starts again'}"
+
     with ExitStack() as ending:
         # From the inside out: what went wrong is told, the run is recorded, the locks are given back.
         locks = ending.enter_context(ExitStack())
         if summary:
             ending.enter_context(recorded(run, summary, log))
-        ending.enter_context(_errors_told(log, target))
-        ending.enter_context(stopping_on_signals(again, deadline, log.error))
+        ending.enter_context(_errors_told(log, target, outcome))
+        ending.enter_context(stopping_on_signals(outcome, deadline, log.error))
         name_of = privacy.pseudonymiser(pseudonymise) if pseudonymise else None
         for path in (target, state):
             if path:
@@ -177,7 +197,7 @@ def classify(
         first = next(files, None)
         if first is None:
             _tell_skipped(log, walk)
-            fail(f"no file found in {', '.join(paths)}; nothing is written", Exit.NO_PICTURE, log.error)
+            fail(f"no file found in {', '.join(paths)}. {outcome()}", Exit.NO_PICTURE, log.error)
         files = chain([first], files)
         if known and fresh:
             remove_state(known)
@@ -202,32 +222,26 @@ def classify(
                 night = stack.enter_context(Night(kept, Policy(retry_failed, verify_content), progress.night))
                 with run.timed("scoring"):
                     night.score(scorer, files)
-            with run.timed("writing"), ExitStack() as publishing:
-                file = publishing.enter_context(published(target)) if target else sys.stdout.buffer
-                rows = publishing.enter_context(write_rows(file, suffix, columns(labels)))
-                for picture in night.rows() if night else scorer.rows(files):
-                    for row in picture.every_face() if every_face else (picture,):
-                        values = row.values(len(labels))
-                        if name_of:
-                            values = (name_of(row.path), *values[1:])
-                        safe = spreadsheet_safe and suffix == ".csv"
-                        rows.write(privacy.spreadsheet_safe(values) if safe else values)
-                    run.summary.add(picture)
-                    if sheet:
-                        sheet.add(picture)
-                    progress.row(run.summary.pictures, run.summary.failed)
+            protect = privacy.protection(name_of, spreadsheet_safe and suffix == ".csv")
+            with run.timed("writing"), published(target) if target else nullcontext(sys.stdout.buffer) as file:
+                with write_rows(file, suffix, columns(labels)) as rows:
+                    for picture in night.rows() if night else scorer.rows(files):
+                        for row in picture.every_face() if every_face else (picture,):
+                            rows.write(protect(row.values(len(labels))))
+                        run.summary.add(picture)
+                        if sheet:
+                            sheet.add(picture)
+                        progress.row(run.summary.pictures, run.summary.failed)
                 if run.summary.pictures < min_pictures:
-                    fail(
-                        f"{run.summary.pictures:,} pictures found, fewer than --min-pictures {min_pictures:,}; "
-                        "nothing is published. Is everything mounted?",
-                        Exit.NO_PICTURE,
-                        log.error,
-                    )
+                    found = f"{run.summary.pictures:,} pictures found, fewer than --min-pictures {min_pictures:,}"
+                    fail(f"{found}: is everything mounted? {outcome()}", Exit.NO_PICTURE, log.error)
+                # Before the rows appear: there are both, or neither.
+                if sheet and gallery:
+                    sheet.write(gallery, labels, scorer.workers, name_of or str)
+            run.published = True
             # A folder that could not be read tonight has not lost its pictures.
             if night and not walk.unreadable_folders:
                 night.forget_others()
-            if sheet and gallery:
-                sheet.write(gallery, labels, scorer.workers, name_of or str)
         if known and not state:
             remove_state(known)
 
@@ -244,8 +258,8 @@ def _sheet() -> Sheet:
 
 
 @contextmanager
-def _errors_told(log: Log, target: Path | None) -> Iterator[None]:
-    """What ends a run becomes one line and the exit code."""
+def _errors_told(log: Log, target: Path | None, outcome: Callable[[], str]) -> Iterator[None]:
+    """What ends a run becomes one line, with the outcome of the run, and the exit code."""
     from gender_batch.faces.fetch import DetectorError
     from gender_batch.model.metadata import ModelError
     from gender_batch.model.session import GpuError, NoGpuError
@@ -261,24 +275,56 @@ def _errors_told(log: Log, target: Path | None) -> Iterator[None]:
     except NoGpuError as error:
         fail(str(error), Exit.NO_GPU, log.error)
     except (ModelError, GpuError, DetectorError, PoolError, StateError, KeyFileError) as error:
-        fail(f"{error}. Nothing is published", Exit.FATAL, log.error)
+        told = str(error)
+        fail(f"{told if told.endswith('?') else told + '.'} {outcome()}", Exit.FATAL, log.error)
     except BrokenPipeError:
         # Who read standard output has had enough. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fail("standard output was closed before the last row", Exit.FATAL, log.error)
     except OSError as error:
-        place = target or Path.cwd()
-        where = f"{place.parent.absolute()}: {error.strerror} (volume {volume_of(place)})"
-        fail(f"{where}; {place.name} is left as it was", Exit.FATAL, log.error)
+        told = str(error.strerror)
+        where = error.filename if isinstance(error.filename, str | Path) else target
+        if where:
+            told = f"{where}: {told} (volume {volume_of(Path(where))})"
+        fail(f"{told}. {outcome()}", Exit.FATAL, log.error)
 
 
-def _suffix(target: Path) -> str:
+def _check_paths(paths: tuple[str, ...], out: str) -> None:
+    """A dangling link among the PATHs gets its row as it would in a folder; a name that is nothing is a mistake."""
+    for path in paths:
+        if path != STANDARD and not os.path.lexists(path):
+            raise click.UsageError(f"PATH {path!r} does not exist")
+    if STANDARD in paths and sys.stdin is None:
+        raise click.UsageError("PATH - is standard input, which is closed")
+    if out == STANDARD and sys.stdout is None:
+        raise click.UsageError("--out - is standard output, which is closed")
+
+
+def _places(options: dict[str, Path | None]) -> list[Path | None]:
+    """Where the files of these options really are, links followed. Each must be another file, in a folder that is
+    there."""
+    places: dict[Path, str] = {}
+    for option, path in options.items():
+        if path is None:
+            continue
+        try:
+            place = path.resolve()
+        except OSError as error:
+            raise click.UsageError(f"{option} {path}: {error.strerror}") from None
+        if not place.parent.is_dir():
+            raise click.UsageError(f"{option} {path}: the folder {path.parent} does not exist")
+        if place in places:
+            raise click.UsageError(f"{places[place]} and {option} are both {path}; name another file for one of them")
+        places[place] = option
+    found = {option: place for place, option in places.items()}
+    return [found.get(option) for option in options]
+
+
+def _suffix(out: str) -> str:
     from gender_batch.outputs.rows import format_of
 
-    if not target.absolute().parent.is_dir():
-        raise click.UsageError(f"--out {target}: the folder {target.parent} does not exist")
     try:
-        return format_of(target)
+        return format_of(Path(out))
     except ValueError as error:
         raise click.UsageError(f"--out {error}") from None
 
@@ -297,9 +343,15 @@ def _listed(separator: bytes) -> Iterator[str]:
     standard_input = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - unbuffered: names come as they are sent
     while block := standard_input.read(1 << 16):
         *names, rest = (rest + block).split(separator)
-        yield from (os.fsdecode(name) for name in names if name)
+        yield from map(_name, filter(None, names))
     if rest:
-        yield os.fsdecode(rest)
+        yield _name(rest)
+
+
+def _name(listed: bytes) -> str:
+    if b"\0" in listed:
+        raise click.UsageError("the list on standard input is separated by NUL: add -0")
+    return os.fsdecode(listed)
 
 
 def _tell_summary(log: Log, run: Run, scorer: Scorer) -> None:

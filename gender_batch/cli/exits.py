@@ -27,10 +27,21 @@ class Exit(IntEnum):
     DRIFT = 8
 
 
+MEANINGS = {
+    Exit.DONE: "done",
+    Exit.FATAL: "fatal; the message says whether anything was published",
+    Exit.USAGE: "wrong use",
+    Exit.FAILED_PICTURES: "done, but more pictures failed than --max-error-rate allows, or a folder could not be read",
+    Exit.NO_PICTURE: "no picture found, or fewer than --min-pictures; nothing published",
+    Exit.LOCKED: "another run is writing the same files",
+    Exit.NO_GPU: "--device cuda, and no GPU is usable",
+    Exit.DEADLINE: "stopped at its --deadline; the same command goes on",
+    Exit.DRIFT: "compare found a drift",
+}
+
 EPILOG = (
-    "Exit codes: 0 done; 1 fatal, nothing published; 2 wrong use; 3 done, but more pictures failed than "
-    "--max-error-rate allows; 4 no picture found, or fewer than --min-pictures; 5 another run holds the lock; 6 a GPU "
-    "was required and is not usable; 7 stopped at its --deadline; 8 `compare` found a drift; 128+N stopped by signal N."
+    "Exit codes: " + "; ".join(f"{code:d} {meaning}" for code, meaning in MEANINGS.items()) + "; 128+N stopped by "
+    "signal N; the same command goes on."
 )
 
 
@@ -53,11 +64,12 @@ def fail(message: str, code: Exit = Exit.FATAL, tell: Callable[[str], None] = te
 
 @contextmanager
 def stopping_on_signals(
-    how_to_go_on: str, deadline: float | None = None, tell: Callable[[str], None] = tell
+    outcome: str | Callable[[], str], deadline: float | None = None, tell: Callable[[str], None] = tell
 ) -> Iterator[None]:
     """SIGINT and SIGTERM unwind the stack, so that everything is closed, and exit with 128 + their number.
 
-    So does the end of `deadline` seconds, with an exit code of its own.
+    So does the end of `deadline` seconds, with an exit code of its own. `outcome` says what there is then,
+    by a function where that changes.
     """
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -72,9 +84,10 @@ def stopping_on_signals(
     try:
         yield
     except Interrupted as stopped:
+        told = outcome if isinstance(outcome, str) else outcome()
         if stopped.number == signal.SIGALRM:
-            fail(f"stopped at its --deadline. {how_to_go_on}", Exit.DEADLINE, tell)
-        tell(f"stopped by {signal.Signals(stopped.number).name}. {how_to_go_on}")
+            fail(f"stopped at its --deadline. {told}", Exit.DEADLINE, tell)
+        tell(f"stopped by {signal.Signals(stopped.number).name}. {told}")
         sys.exit(128 + stopped.number)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import click
@@ -18,7 +19,8 @@ class Log:
         if self.as_json:
             time = datetime.now(UTC).isoformat(timespec="milliseconds")
             text = json.dumps({"time": time, "event": event, **facts})
-        click.echo(text, err=True)
+        with suppress(OSError):  # a full disk under the log, or a reader that has gone, is no reason to stop
+            click.echo(text, err=True)
 
     def error(self, message: str) -> None:
         self.say("error", f"gender-batch: {message}", message=message)

@@ -10,12 +10,15 @@ import click
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
+LONGEST = 366 * 86400
+"""Seconds: more than any run, and less than what the system's timer takes."""
+
 
 def duration(text: str) -> float:
     """Seconds of 90, 90s, 15m, 6h or 2d: the type of an option."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
-    if not found or not (seconds := float(found[1]) * _SECONDS[found[2]]):
-        raise click.BadParameter(f"{text!r} is no duration such as 90s, 15m, 6h or 2d")
+    if not found or not 0 < (seconds := float(found[1]) * _SECONDS[found[2]]) <= LONGEST:
+        raise click.BadParameter(f"{text!r} is not a duration such as 90s, 15m, 6h or 2d, of a year at most")
     return seconds
 
 
@@ -38,7 +41,7 @@ workers_option = click.option(
     "--workers",
     type=click.IntRange(1, 1024),
     metavar="N",
-    help="Processes that read pictures.  [default: one per core]",
+    help="Worker processes.  [default: one per core]",
 )
 
 detector_option = click.option(
@@ -54,7 +57,7 @@ _FACES = (
         default="auto",
         show_default=True,
         type=click.Choice(["auto", "always", "never"]),
-        help="Find and cut out faces first. auto: if the model is one of faces and there is a detector.",
+        help="Find faces first and classify these. auto: if the model knows faces and there is a detector.",
     ),
     detector_option,
     click.option(
@@ -62,7 +65,7 @@ _FACES = (
         default="skip",
         show_default=True,
         type=click.Choice(["skip", "whole"]),
-        help="A picture without a face gets no label, or the whole picture is answered for.",
+        help="If no face is found: skip gives the status no_face and no label, whole classifies the whole picture.",
     ),
 )
 

@@ -22,6 +22,7 @@ class Run:
     def __init__(self, walk: Walk) -> None:
         self.walk, self.summary = walk, Summary()
         self.scorer: Scorer | None = None
+        self.published = False
         self.started, self.began = datetime.now(UTC), time.monotonic()
         self.seconds: dict[str, float] = {}
 

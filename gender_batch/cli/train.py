@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     show_default=True,
     metavar="embedded|imagenet|FILE",
     help="Features to start from: the program's own model's, torchvision's ImageNet ones (downloaded), "
-    "or a state dict of mobilenet_v2 or a checkpoint, .pth or .safetensors. What the head of a checkpoint, as the "
-    "program's own, tells of your classes is where the new head starts.",
+    "or a state dict of mobilenet_v2 or a checkpoint, .pth or .safetensors. If a head comes with them, as with the "
+    "program's own, the new head starts with its answers.",
 )
 @click.option(
     "--image-size",
@@ -94,26 +94,26 @@ if TYPE_CHECKING:
 @click.option(
     "--class-weights",
     is_flag=True,
-    help="Let every class count alike, however few pictures it has: for folders in which one is rare.",
+    help="Give every class the same weight, however few pictures it has: for data in which a class is rare.",
 )
 @click.option(
     "--balance",
     metavar="COLUMN",
-    help="Learn the groups of this column of --labels, by class, alike: those that are got wrong more count more.",
+    help="Give more weight to groups (the values of this column of --labels, within each class) with a higher loss.",
 )
 @click.option(
     "--auxiliary",
     multiple=True,
     metavar="COLUMN",
-    help="Learn this column of --labels beside the classes, which makes better features; may be given several times.",
+    help="Also learn this column of --labels, which makes better features; may be given several times.",
 )
 @click.option(
     "--target-precision",
     default=0.98,
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True),
-    help="Share of the answers that shall be right; below the threshold that reaches it on validation, "
-    "the answer is uncertain.",
+    help="Aim for this accuracy of the answers that are given: predictions below the confidence at which the "
+    "validation pictures reach it are uncertain.",
 )
 @click.option(
     "--pictures",
@@ -145,7 +145,13 @@ if TYPE_CHECKING:
     type=click.IntRange(0),
     help="Decides splits, order and augmentation.",
 )
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cuda", "cpu"]))
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "cuda", "cpu"]),
+    help="auto takes the GPU if torch can use it.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in RUN.")
 def train(
     data: Path, out: Path | None, init: str, image_size: int | None, adapt_epochs: int, fine_epochs: int,
@@ -271,6 +277,6 @@ def _device(name: str) -> torch.device:
 
 
 def _loading_processes() -> int:
-    import os
+    from gender_batch.scoring.cores import usable_cores
 
-    return min(16, len(os.sched_getaffinity(0)))
+    return min(16, usable_cores())

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from gender_batch.prediction import Value
 
+Values = Sequence[Value]
+
 SHORTEST_KEY = 16
 """Bytes."""
 
@@ -38,6 +40,18 @@ def pseudonymiser(key_file: Path) -> Callable[[str], str]:
     return lambda path: hmac.new(key, os.fsencode(path), hashlib.sha256).hexdigest()
 
 
-def spreadsheet_safe(values: Sequence[Value]) -> list[Value]:
+def protection(name_of: Callable[[str], str] | None, spreadsheet: bool) -> Callable[[Values], Values]:
+    """What is done to the values of a row, whose first is the path: it is replaced by `name_of` it, and for a
+    `spreadsheet` all are made safe."""
+
+    def protect(values: Values) -> Values:
+        if name_of:
+            values = (name_of(str(values[0])), *values[1:])
+        return spreadsheet_safe(values) if spreadsheet else values
+
+    return protect
+
+
+def spreadsheet_safe(values: Values) -> list[Value]:
     """The values, with an apostrophe before text that a spreadsheet would run; it then shows the text as it is."""
     return [f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value for value in values]

@@ -25,7 +25,7 @@ def published(path: Path) -> Iterator[BinaryIO]:
 
     Written beside its place, synced, renamed over it, and the folder synced: after a crash or a power cut there is
     the old file or the new one, as far as the disk keeps its promises. Readable by its owner alone, since rows are
-    personal data. Raises OSError.
+    personal data. Raises OSError, of `path` where the system does not say of which file.
     """
     descriptor, name = tempfile.mkstemp(prefix=_hidden(path, "."), suffix=_TEMPORARY, dir=path.parent)
     temporary = Path(name)
@@ -35,9 +35,11 @@ def published(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -69,7 +71,7 @@ class OwnFiles:
         self._folders: dict[str, set[str]] = {}
         self._temporary: dict[str, set[str]] = {}
         for target in targets:
-            folder = os.path.abspath(target.parent)
+            folder = os.path.realpath(target.parent)
             for name in (target.name, _hidden(target, _LOCK), *(target.name + ending for ending in endings)):
                 self._folders.setdefault(name, set()).add(folder)
             self._temporary.setdefault(_hidden(target, "."), set()).add(folder)
@@ -79,7 +81,7 @@ class OwnFiles:
         found = self._folders.get(name)
         if found is None and name.endswith(_TEMPORARY):
             found = next((folders for start, folders in self._temporary.items() if name.startswith(start)), None)
-        return found is not None and os.path.abspath(folder or ".") in found
+        return found is not None and os.path.realpath(folder or ".") in found
 
 
 def _hidden(path: Path, ending: str) -> str:

@@ -18,7 +18,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from installed import COMMAND, accuracy, gender_batch, read_csv
+from installed import COMMAND, REPOSITORY, accuracy, gender_batch, read_csv
 from PIL import Image
 
 COLUMNS = [
@@ -361,3 +361,82 @@ def test_a_log_for_collectors_is_json_to_the_last_line(faces: list[Path], tmp_pa
         assert events[-1]["event"] == last
         assert all({"time", "event"} < event.keys() for event in events)
         assert result.stdout == b""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--out", "a.json", "--summary", "a.json"),
+        ("--out", "a.csv", "--gallery", "a.csv"),
+        ("--out", "a.csv", "--state", "./a.csv"),
+        ("--out", "a.csv", "--state", "b", "--summary", "c", "--gallery", "link"),
+    ],
+)
+def test_two_options_do_not_name_one_file(faces: list[Path], tmp_path: Path, options: tuple[str, ...]) -> None:
+    (tmp_path / "link").symlink_to("b")
+    result = gender_batch("classify", faces[0], *options, cwd=tmp_path)
+    assert result.returncode == 2
+    assert b"name another file" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_log_that_cannot_be_written_is_no_reason_to_stop(faces: list[Path], tmp_path: Path) -> None:
+    command = f"{COMMAND} classify {faces[0]} --out rows.csv"
+    for redirected in ("2>/dev/full", "2>&1 | true"):
+        subprocess.run(["bash", "-c", f"set -o pipefail; {command} {redirected}"], cwd=tmp_path, check=True)
+        (tmp_path / "rows.csv").unlink()
+
+
+@pytest.mark.parametrize("option", ["--gallery", "--state"])
+def test_the_file_that_cannot_be_written_is_named_and_nothing_is_published(
+    faces: list[Path], tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "rows.csv").write_text("yesterday")
+    result = gender_batch("classify", faces[0], "--out", tmp_path / "rows.csv", option, "/proc/file")
+    assert result.returncode == 1
+    assert b"/proc/" in result.stderr
+    assert b"Nothing is published, rows.csv is as it was" in result.stderr
+    assert (tmp_path / "rows.csv").read_text() == "yesterday"
+
+
+def test_links_are_followed_to_what_is_written_and_own_files_are_no_pictures(faces: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real" / "face.jpg").symlink_to(faces[0])
+    (tmp_path / "real" / "latest.csv").symlink_to("today.csv")
+    (tmp_path / "real" / "key").write_text("a key of sixteen bytes, and more")
+    for _ in range(2):
+        result = gender_batch(
+            "classify", tmp_path / "link", "--out", "latest.csv", "--pseudonymise", "key", cwd=tmp_path / "link"
+        )
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / "real" / "latest.csv").is_symlink()
+        assert len(read_csv(tmp_path / "real" / "today.csv")) == 1
+
+
+def test_a_link_to_nothing_among_the_paths_has_its_row(faces: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "link.jpg").symlink_to("nowhere")
+    result = gender_batch("classify", faces[0], tmp_path / "link.jpg", "--out", tmp_path / "rows.csv")
+    assert result.returncode == 3
+    assert [row["status"] for row in read_csv(tmp_path / "rows.csv")] == ["ok", "unreadable"]
+
+
+def test_a_list_separated_by_nul_needs_the_option(faces: list[Path], tmp_path: Path) -> None:
+    names = b"\0".join(os.fsencode(path) for path in faces[:3])
+    result = gender_batch("classify", "-", "--out", tmp_path / "rows.csv", stdin=names)
+    assert result.returncode == 2
+    assert b"add -0" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("closed", "out"), [("<&-", "rows.csv"), (">&-", "-")])
+def test_standard_streams_that_are_closed_are_told(tmp_path: Path, closed: str, out: str) -> None:
+    paths = "-" if closed == "<&-" else str(REPOSITORY / "examples" / "profiles")
+    result = subprocess.run(
+        ["bash", "-c", f"{COMMAND} classify {paths} --out {out} {closed}"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert b"is closed" in result.stderr

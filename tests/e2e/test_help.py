@@ -5,8 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import click
 import pytest
 from installed import gender_batch
+
+from gender_batch.cli import main
 
 
 def test_help_loads_neither_torch_nor_onnxruntime() -> None:
@@ -28,28 +31,14 @@ def test_classify_never_loads_torch() -> None:
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["train", "export", "evaluate", "classify", "compare", "doctor", "fetch-detector"])
-def test_every_command_and_option_has_help(command: str) -> None:
-    result = gender_batch(command, "--help")
+@pytest.mark.parametrize("command", main.commands.values(), ids=lambda command: command.name)
+def test_every_command_and_option_has_help(command: click.Command) -> None:
+    assert command.help
+    for option in command.params:
+        assert isinstance(option, click.Argument) or option.help, option.name
+    result = gender_batch(str(command.name), "--help")
     assert result.returncode == 0
-    assert command in gender_batch("--help").stdout.decode()
-
-
-def test_exit_codes_are_told() -> None:
-    text = " ".join(gender_batch("--help").stdout.decode().split())
-    for code in (
-        "0 done",
-        "1 fatal",
-        "2 wrong use",
-        "3 done",
-        "4 no picture",
-        "5 another run",
-        "6 a GPU",
-        "7 stopped",
-        "8 `compare`",
-        "128+N",
-    ):
-        assert code in text
+    assert f"{command.name} " in gender_batch("--help").stdout.decode()
 
 
 def test_version() -> None:
