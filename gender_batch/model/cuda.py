@@ -138,9 +138,7 @@ def _missing_driver(built: int) -> Missing | None:
     except OSError:
         what = "no NVIDIA driver on this machine (libcuda.so.1 is not found)"
         if has_nvidia_gpu():
-            return Missing(
-                what, f"install NVIDIA's driver {DRIVERS[built]} or newer; in a container, start it with --gpus all"
-            )
+            return Missing(what, f"install {_driver_for(built)}; in a container, start it with --gpus all")
         return Missing(what)
     version = ctypes.c_int()
     if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 and version.value // 1000 < built:

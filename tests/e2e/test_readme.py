@@ -63,6 +63,7 @@ def test_options_that_the_readme_names_exist(command: str) -> None:
 def test_exit_codes_agree_with_the_help() -> None:
     codes = re.findall(r"^\| (\d|128\+N) \| (.*) \|$", README, re.MULTILINE)
     assert [code for code, _ in codes] == ["0", "1", "2", "3", "4", "5", "6", "7", "8", "128+N"]
-    assert EPILOG == "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in codes) + "."
+    in_readme = "; ".join(f"{code} {meaning}" for code, meaning in codes)
+    assert f"Exit codes: {in_readme}." == EPILOG
     # Lines are broken at hyphens, too.
     assert "".join(EPILOG.split()) in "".join(gender_batch("--help").stdout.decode().split())
