@@ -35,7 +35,7 @@ SCALED_PICTURES = 2000
 class HeldOut:
     """The pictures that are not trained on: "val", and "test" where there are any, as the network is to see them.
 
-    `scaled` are some of the last split's, and `sources` those before they are put into larger frames.
+    Of faces, `scaled` are some of the last split's, and `sources` those before they are put into larger frames.
     """
 
     samples: Mapping[str, tuple[Sample, ...]]
@@ -44,12 +44,13 @@ class HeldOut:
     sources: Squares
 
     @classmethod
-    def of(cls, data: Dataset, recipe: Recipe, folder: Path) -> HeldOut:
-        """Decoded and kept in `folder` if there is room. Raises PictureError."""
+    def of(cls, data: Dataset, recipe: Recipe, folder: Path, pictures: str) -> HeldOut:
+        """Decoded and kept in `folder` if there is room; `pictures` as an order calls them. Raises PictureError."""
         samples = {split: found for split, found in (("val", data.val), ("test", data.test)) if found}
         squares = {split: squares_of(data, found, recipe.preprocessing, folder) for split, found in samples.items()}
         last = data.test or data.val
-        scaled = last[:: -(-len(last) // SCALED_PICTURES)]
+        # How large the faces in whole photos are is not known.
+        scaled = last[:: -(-len(last) // SCALED_PICTURES)] if pictures == "face" else ()
         return cls(samples, squares, scaled, squares_of(data, scaled, recipe.source, folder))
 
     @property
@@ -136,7 +137,9 @@ def true_classes(samples: Sequence[Sample]) -> NDArray[np.int64]:
 
 
 def _accuracy_by_scale(network: Network, held_out: HeldOut, recipe: Recipe, machine: Machine) -> tuple[ScalePoint, ...]:
-    """Accuracy with the pictures shrunk into larger frames, each picture's place and background drawn by the seed."""
+    """Accuracy with the faces shrunk into larger frames, each one's place and background drawn by the seed."""
+    if not held_out.scaled:
+        return ()
     torch.manual_seed(recipe.seed)
     truth = true_classes(held_out.scaled)
     people = numbered(sample.group for sample in held_out.scaled)

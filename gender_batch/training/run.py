@@ -234,7 +234,7 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
     groups = groups_of(data, order.balance) if order.balance else None
     others = others_of(data, order.auxiliary) if order.auxiliary else None
     try:
-        held_out = HeldOut.of(data, recipe, folder)
+        held_out = HeldOut.of(data, recipe, folder, order.pictures)
         learnt = squares_of(data, data.train, recipe.source, folder)
         history = fit(
             network,

@@ -166,6 +166,7 @@ def test_training_on_faces_from_photos_to_serving(
     assert f"no face was found in {without} of 49 pictures" in result.stderr.decode()
     assert f"no face was found in {without} of 49 pictures" in (run / "report.html").read_text()
     assert json.loads((run / "metrics.json").read_text())["without_face"] == without
+    assert "0.25" in json.loads((run / "metrics.json").read_text())["face_scales"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in crops} == {0o600}
 
     result = gender_batch("export", run)
