@@ -106,11 +106,14 @@ def _started_from(training: dict[str, Any]) -> str:
 
 
 def _measured_on(pictures: HeldOut) -> str:
-    held = {
-        "test": "test pictures, on which nothing was chosen",
-        "val": "validation pictures, since there is no test: the best epoch and the precisions were chosen on them",
+    split, why = {
+        "test": ("test", "on which nothing was chosen"),
+        "val": ("validation", "since there is no test: the best epoch and the precisions were chosen on them"),
     }[pictures.split]
-    return f"Each file was run over the same {len(pictures.figures):,} {held}; {JUDGED:,} at most, spread evenly.\n\n"
+    total, people = len(pictures.figures), len({picture.group for picture in pictures.figures})
+    shown = f" of {people:,} people" if people < total else ""
+    held = f"{total:,} {split} pictures{shown}, {why}"
+    return f"Each file was run over the same {held}; {JUDGED:,} at most, spread evenly.\n\n"
 
 
 def _figures_per_precision(variants: Sequence[Variant], threshold: float) -> str:
@@ -170,8 +173,10 @@ def _figures(split: str, figures: dict[str, Any], threshold: float) -> str:
         "test": "Test (held out, nothing was chosen on it)",
         "val": "Validation (the best epoch was chosen on it)",
     }[split]
+    total = figures["pictures"]
+    people = figures.get("people", total)  # runs of earlier versions do not tell
     rows = [
-        ("pictures", f"{figures['pictures']:,}"),
+        ("pictures", f"{total:,}" + (f" of {people:,} people" if people < total else "")),
         ("accuracy, all pictures answered", _share(figures["accuracy"])),
         (f"answered at threshold {threshold:g}", _share(figures["coverage_at_threshold"])),
         ("accuracy of those", _share(figures["accuracy_at_threshold"])),

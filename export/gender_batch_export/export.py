@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gender_batch.evaluation.groups import by_group
-from gender_batch.evaluation.metrics import Proportion, measure
+from gender_batch.evaluation.metrics import Proportion, measure, numbered
 from gender_batch.model.metadata import ModelError
 from gender_batch.model.session import Model
 from gender_batch.training.network import Checkpoint
@@ -204,6 +204,7 @@ def _measure(
     """Each file's figures, from its own answers over the same pictures."""
     paths = [picture.path for picture in pictures.figures]
     truth = np.array([picture.label for picture in pictures.figures])
+    people = [picture.group for picture in pictures.figures]
     attributes = [picture.attributes for picture in pictures.figures]
     variants = []
     for candidate in candidates:
@@ -221,9 +222,9 @@ def _measure(
                 size=candidate.file.stat().st_size,
                 digest=model.digest(),
                 proof=str(candidate),
-                metrics=measure(probabilities, truth, labels, model.metadata.threshold),
-                agreement=Proportion(int((answers == float32).sum()), len(answers)),
-                groups=by_group(attributes, [labels[index] for index in truth], right),
+                metrics=measure(probabilities, truth, labels, model.metadata.threshold, people),
+                agreement=Proportion.of(answers == float32, numbered(people)),
+                groups=by_group(attributes, [labels[index] for index in truth], right, people),
             )
         )
     return variants

@@ -28,10 +28,12 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Picture:
-    """One labelled picture. `label` is its class's index; `attributes` what else is known of it: {"age": "20-29"}."""
+    """One labelled picture. `label` is its class's index, `group` the person on it; `attributes` are what else is known
+    of it: {"age": "20-29"}."""
 
     path: str
     label: int
+    group: str
     attributes: Mapping[str, str]
 
 
@@ -83,7 +85,8 @@ def _read(run: Path, labels: Sequence[str]) -> dict[str, list[Picture]]:
         attributes = columns[columns.index("label") + 1 : len(columns) - len(labels)]
         for row in reader:
             known = {name: row[name] for name in attributes}
-            splits[row["split"]].append(Picture(str(root / row["path"]), labels.index(row["label"]), known))
+            picture = Picture(str(root / row["path"]), labels.index(row["label"]), row["group"], known)
+            splits[row["split"]].append(picture)
     return splits
 
 

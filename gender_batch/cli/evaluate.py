@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     "--groups",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="CSV",
-    help="A table with a column `path` and any others; accuracy is told for each of their values.",
+    help="A table with a column `path` and any others, as of train --labels: `group` is the person; accuracy is told "
+    "for each value of those that are not `label` or `split`.",
 )
 @device_option
 @workers_option
@@ -76,12 +77,13 @@ def evaluate(
             _write(result, out, scorer.metadata.preprocessing)
         except OSError as error:
             fail(f"{out}: {error.strerror}")
-    if result.failed:
+    if result.failed or result.unreadable_folders:
         sys.exit(Exit.FAILED_PICTURES)
 
 
 def _tell(result: Evaluation) -> None:
     metrics = result.metrics
+    click.echo(f"measured on                 {metrics.pictures}")
     click.echo(f"accuracy                    {metrics.accuracy}")
     click.echo(f"answered at the threshold   {metrics.coverage}")
     click.echo(f"accuracy of those           {metrics.decided_right}")
@@ -100,10 +102,17 @@ def _tell(result: Evaluation) -> None:
         click.echo(f"not scored: {row.path!r}: {row.status.value}: {row.error}", err=True)
     if result.failed:
         click.echo(f"not scored: {len(result.failed):,} in all", err=True)
+    if result.faceless:
+        count, first = len(result.faceless), result.faceless[0].path
+        click.echo(f"no face: {count:,} pictures, {first!r} among them; no figure counts them", err=True)
+    for folder, reason in result.unreadable_folders:
+        click.echo(f"folder not read: {folder!r}: {reason}", err=True)
+    for note in result.notes:
+        click.echo(note, err=True)
 
 
 def _write(result: Evaluation, out: Path, preprocessing: Preprocessing) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)  # the gallery shows people
     (out / "metrics.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n")
     if find_spec("matplotlib") is None:
         click.echo("no plots: they need matplotlib: pip install 'gender-batch[train]'", err=True)

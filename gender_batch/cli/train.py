@@ -229,7 +229,8 @@ def train(
     if folds:
         low, high = validated.interval
         click.echo(f"accuracies of the folds {', '.join(f'{accuracy:.2%}' for accuracy in validated.accuracies)}")
-        click.echo(f"mean accuracy {validated.mean:.2%}, 95% of resamples by group in [{low:.2%}, {high:.2%}]")
+        of = f"{len(validated.answers):,} pictures of {validated.people:,} people"
+        click.echo(f"mean accuracy {validated.mean:.2%} [{low:.2%}, {high:.2%}] of {of}")
         click.echo(f"reports and checkpoints in {folder}/fold-*; without --folds all the people train one model")
         return
     click.echo(f"validation accuracy {result.val.accuracy}")

@@ -7,7 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gender_batch.evaluation.metrics import Proportion
+import numpy as np
+
+from gender_batch.evaluation.metrics import Proportion, numbered
 
 MOST_VALUES = 50
 """Different values past which an attribute is no grouping but a measurement or a name."""
@@ -23,26 +25,37 @@ class Group:
 
 
 def by_group(
-    attributes: Sequence[Mapping[str, str]], labels_of_truth: Sequence[str], right: Sequence[bool]
+    attributes: Sequence[Mapping[str, str]],
+    labels_of_truth: Sequence[str],
+    right: Sequence[bool],
+    groups: Sequence[str] | None = None,
 ) -> tuple[Group, ...]:
     """Accuracy for every value of every attribute, and for every value with every label: `age`, `age x label`.
 
     One item of each argument per picture: what is known of it (nothing is an empty mapping, an empty value is not
-    known), its true label, and whether its most probable label is that. Attributes come in the order in which they
-    are met, values sorted, numbers in them by their size; an attribute of one value, or of more than 50, is left out.
+    known), its true label, whether its most probable label is that, and, as `measure` takes it, who is on it.
+    Attributes come in the order in which they are met, values sorted, numbers in them by their size; an attribute of
+    one value, or of more than 50, is left out, and so is one that only says the label again.
     """
-    tally: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
-    for known, label, is_right in zip(attributes, labels_of_truth, right, strict=True):
+    people = numbered(groups if groups is not None else range(len(right)))
+    telling = {
+        column
+        for known, label in zip(attributes, labels_of_truth, strict=True)
+        for column, value in known.items()
+        if value and value.casefold() != label.casefold()
+    }
+    members: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, (known, label) in enumerate(zip(attributes, labels_of_truth, strict=True)):
         for column, value in known.items():
-            if not value or value == label:
+            if not value or column not in telling:
                 continue  # the label itself is told by the table of classes
             for crossed, kind in (("", value), (" x label", f"{value}, {label}")):
-                tally[column, crossed][kind][0] += bool(is_right)
-                tally[column, crossed][kind][1] += 1
+                members[column, crossed][kind].append(number)
+    is_right = np.asarray(right, dtype=bool)
     return tuple(
-        Group(column + crossed, value, Proportion(*values[value]))
-        for (column, crossed), values in tally.items()
-        if len(tally[column, ""]) > 1 and len(values) <= MOST_VALUES
+        Group(column + crossed, value, Proportion.of(is_right[values[value]], people[values[value]]))
+        for (column, crossed), values in members.items()
+        if len(members[column, ""]) > 1 and len(values) <= MOST_VALUES
         for value in sorted(values, key=_natural)
     )
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
+import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import numpy as np
 from gender_batch.evaluation.groups import Group, by_group
 from gender_batch.evaluation.metrics import Metrics, measure
 from gender_batch.pictures.find import Walk
-from gender_batch.prediction import Prediction, Status
+from gender_batch.pictures.listed import Listed, ListError, Row, read_list
+from gender_batch.prediction import UNCERTAIN, Prediction, Status
 from gender_batch.scoring.run import Scorer
 
 
@@ -24,21 +25,31 @@ class LabelsError(Exception):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`rows`, `truth` (class indices) and `attributes` (of the groups file) go together; `failed` pictures have a
-    row but no answer."""
+    """`rows` and `truth` (class indices) go together; `failed` and `faceless` pictures have a row but no answer.
+
+    `unreadable_folders` are (folder, reason); `notes` are what else the user should be told.
+    """
 
     metrics: Metrics
     rows: tuple[Prediction, ...]
     truth: tuple[int, ...]
-    attributes: tuple[Mapping[str, str], ...]
     failed: tuple[Prediction, ...]
+    faceless: tuple[Prediction, ...]
+    unreadable_folders: tuple[tuple[str, str], ...]
     groups: tuple[Group, ...]
+    notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         groups: dict[str, dict[str, Any]] = defaultdict(dict)
         for group in self.groups:
             groups[group.column][group.value] = group.accuracy.to_dict()
-        return {**self.metrics.to_dict(), "failed": len(self.failed), "groups": groups}
+        return {
+            **self.metrics.to_dict(),
+            "failed": len(self.failed),
+            "no_face": len(self.faceless),
+            "folders_not_read": len(self.unreadable_folders),
+            "groups": groups,
+        }
 
 
 def evaluate(
@@ -46,34 +57,56 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate on `data`: one folder per label of the model, or a `test/` with those in it.
 
-    `groups_file` is a CSV with a column `path` (relative to `data` or to its parent) and any others; each of those
-    gives a table, and so does each together with the label. `tell` gets the numbers of rows and of failed ones.
-    Raises LabelsError, PoolError.
+    `groups_file` is a CSV with a column `path` (relative to `data` or to its parent) and any others. A column `group`
+    names who is on a picture, `split` and `label` are passed over; each of the others gives a table, and so does each
+    together with the label. `tell` gets the numbers of rows and of failed ones. Raises LabelsError, PoolError.
     """
     labels = scorer.metadata.labels
     root = _root(data, labels)
-    attributes = _read_groups(groups_file) if groups_file else {}
+    walk = Walk()
+    name_of = {path: str(Path(path).relative_to(data)) for path in walk.files(str(root / label) for label in labels)}
+    try:
+        listed = read_list(groups_file) if groups_file else None
+        known = listed.rows_of(data, set(name_of.values())) if listed else {}
+        people = _people(listed, known, name_of.values())
+    except ListError as error:
+        raise LabelsError(str(error)) from None
 
-    paths = list(Walk().files(str(root / label) for label in labels))
-    rows, truth, failed = [], [], []
-    for row in scorer.rows(paths):
-        if row.status is Status.OK:
-            rows.append(row)
-            truth.append(labels.index(Path(row.path).relative_to(root).parts[0]))
-        else:
-            failed.append(row)
-        tell(len(rows) + len(failed), len(failed))
+    seen: list[Prediction] = []
+    failed = 0
+    for row in scorer.rows(name_of):
+        seen.append(row)
+        failed += row.status.failed
+        tell(len(seen), failed)
+    rows = [row for row in seen if row.status is Status.OK]
     if not rows:
         raise LabelsError(f"{root}: no picture in it could be scored")
+    names = [name_of[row.path] for row in rows]
+    truth = [labels.index(Path(row.path).relative_to(root).parts[0]) for row in rows]
     probabilities = np.array([row.probabilities for row in rows])
-    metrics = measure(probabilities, truth, labels, scorer.metadata.threshold)
-    right = probabilities.argmax(axis=1) == np.array(truth)
-    known = _known(data, rows, attributes, groups_file)
-    groups = by_group(known, [labels[index] for index in truth], right.tolist())
-    return Evaluation(metrics, tuple(rows), tuple(truth), tuple(known), tuple(failed), groups)
+    groups = [people[name] for name in names]
+    decided = [row.label != UNCERTAIN for row in rows]
+    return Evaluation(
+        metrics=measure(probabilities, truth, labels, scorer.metadata.threshold, groups, decided),
+        rows=tuple(rows),
+        truth=tuple(truth),
+        failed=tuple(row for row in seen if row.status.failed),
+        faceless=tuple(row for row in seen if row.status is Status.NO_FACE),
+        unreadable_folders=tuple(walk.unreadable_folders),
+        groups=by_group(
+            [_attributes(listed, known, name) for name in names],
+            [labels[index] for index in truth],
+            (probabilities.argmax(axis=1) == np.array(truth)).tolist(),
+            groups,
+        ),
+        notes=(*_other_folders(root, labels), *_other_lines(root, listed, known)),
+    )
 
 
 def _root(data: Path, labels: tuple[str, ...]) -> Path:
+    for label in labels:
+        if label in (os.curdir, os.pardir) or "/" in label:
+            raise LabelsError(f"{data}: the model's label {label!r} cannot be the name of a folder")
     for root in (data, data / "test"):
         if all((root / label).is_dir() for label in labels):
             return root
@@ -82,24 +115,26 @@ def _root(data: Path, labels: tuple[str, ...]) -> Path:
     )
 
 
-def _read_groups(file: Path) -> dict[str, dict[str, str]]:
-    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-        reader = csv.DictReader(lines)
-        if "path" not in (reader.fieldnames or ()):
-            raise LabelsError(f"{file}: no column `path`; it has {', '.join(reader.fieldnames or ['nothing'])}")
-        return {row.pop("path"): {name: value for name, value in row.items() if name} for row in reader}
+def _people(listed: Listed | None, known: Mapping[str, Row], names: Iterable[str]) -> dict[str, str]:
+    """Who is on each picture, as the file says, or nobody who is on another one. Raises ListError."""
+    if listed and "group" in listed.columns:
+        return {name: listed.value(known, "group", name) for name in names}
+    return {name: name for name in names}
 
 
-def _known(
-    data: Path, rows: Sequence[Prediction], attributes: dict[str, dict[str, str]], source: Path | None
-) -> list[dict[str, str]]:
-    """The attributes of each row's picture; empty where the groups file does not name it."""
-    known = []
-    for row in rows:
-        name = Path(row.path).relative_to(data)
-        known.append(attributes.get(str(name)) or attributes.get(str(Path(data.resolve().name) / name)) or {})
-    if source is not None and not any(known):
-        raise LabelsError(
-            f"{source}: none of its paths is a scored picture; they must be relative to {data} or its parent"
-        )
-    return known
+def _attributes(listed: Listed | None, known: Mapping[str, Row], name: str) -> dict[str, str]:
+    """What else the file says of the picture; nothing where it does not name it."""
+    return {column: known[name].values[column] for column in listed.attributes} if listed and name in known else {}
+
+
+def _other_folders(root: Path, labels: Sequence[str]) -> Iterator[str]:
+    others = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in labels)
+    if others:
+        yield f"{root}: folder(s) {', '.join(others)} are not among the model's labels; nothing in them was scored"
+
+
+def _other_lines(root: Path, listed: Listed | None, known: Mapping[str, Row]) -> Iterator[str]:
+    used = {row.line for row in known.values()}
+    others = [path for path, row in listed.rows.items() if row.line not in used] if listed else []
+    if listed and others:
+        yield f"{listed.path}: {len(others):,} line(s) are of no labelled picture in {root}, {others[0]} among them"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Any
@@ -32,10 +32,45 @@ more than rounding to 6 decimals (5e-7) and float32 (6e-8) can move a confidence
 
 @dataclass(frozen=True)
 class Proportion:
-    """`count` of `total`, with a 95% interval."""
+    """`count` of `total`, with a 95% interval.
+
+    `effective`, 1..total, is how many pictures of as many people would tell as much, where several of these show one
+    person; None: as many as there are.
+    """
 
     count: int
     total: int
+    effective: float | None = None
+
+    @classmethod
+    def of(cls, counted: Sequence[bool] | NDArray[np.bool_], people: Integers | None = None) -> Proportion:
+        """The share of the pictures that are `counted` (N,); `people` (N,) are the numbers of who is on them.
+
+        With m_g pictures of person g, k_g of them counted, and p = sum k_g / N, the variance of p over G people is
+        G / (G - 1) * sum (k_g - m_g p)^2 / N^2, that of a ratio over clusters (Cochran 1977, "Sampling Techniques",
+        sec. 6), and p (1 - p) over it the effective number of pictures (Kish 1965, "Survey Sampling"), with which the
+        interval of independent ones holds (Korn and Graubard 1998, "Confidence Intervals for Proportions with Small
+        Expected Number of Positive Counts Estimated from Survey Data"). Where nothing varies, all pictures of a person
+        are taken to agree: N^2 / sum m_g^2. One person alone counts as one picture.
+        """
+        counted = np.asarray(counted, dtype=bool)
+        count, total = int(counted.sum()), len(counted)
+        if people is None or not total:
+            return cls(count, total)
+        numbers = np.unique(people, return_inverse=True)[1]
+        pictures = np.bincount(numbers)
+        if len(pictures) == total:
+            return cls(count, total)
+        if len(pictures) == 1:
+            return cls(count, total, 1.0)
+        # Whole numbers, so that no rounding makes a variance of nothing.
+        deviations = np.bincount(numbers[counted], minlength=len(pictures)) * total - pictures * count
+        spread = float((deviations.astype(np.float64) ** 2).sum()) * len(pictures) / (len(pictures) - 1)
+        if spread:
+            effective = count * (total - count) * total**2 / spread
+        else:
+            effective = total**2 / float((pictures**2).sum())
+        return cls(count, total, min(max(effective, 1.0), float(total)))
 
     @property
     def value(self) -> float:
@@ -46,7 +81,7 @@ class Proportion:
         """Wilson's score interval (Wilson 1927), which holds for small counts and near 0 and 1."""
         if not self.total:
             return (0.0, 1.0)
-        n, p, z2 = self.total, self.value, Z_95**2
+        n, p, z2 = self.effective or self.total, self.value, Z_95**2
         centre = (p + z2 / (2 * n)) / (1 + z2 / n)
         half = Z_95 / (1 + z2 / n) * sqrt(p * (1 - p) / n + z2 / (4 * n * n))
         return (max(0.0, centre - half), min(1.0, centre + half))
@@ -68,29 +103,39 @@ class Proportion:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Figures over one set of pictures. `confusion[i, j]`: pictures of class i answered as class j."""
+    """Figures over one set of pictures. `confusion[i, j]`: pictures of class i answered as class j.
+
+    `accuracy` is the share of pictures whose largest probability is the true class's, decided or not; `recalls` and
+    `precisions` are by class. `people` is the number of people on the pictures; that of the pictures where nobody told.
+    """
 
     labels: tuple[str, ...]
+    people: int
     confusion: Integers
     log_loss: float
     calibration_error: float
+    accuracy: Proportion
+    recalls: tuple[Proportion, ...]
+    precisions: tuple[Proportion, ...]
     decided_right: Proportion
     coverage: Proportion
 
-    @property
-    def accuracy(self) -> Proportion:
-        """Share of pictures whose largest probability is the true class's, whatever the threshold."""
-        return Proportion(int(np.trace(self.confusion)), int(self.confusion.sum()))
-
     def recall(self, index: int) -> Proportion:
-        return Proportion(int(self.confusion[index, index]), int(self.confusion[index].sum()))
+        return self.recalls[index]
 
     def precision(self, index: int) -> Proportion:
-        return Proportion(int(self.confusion[index, index]), int(self.confusion[:, index].sum()))
+        return self.precisions[index]
+
+    @property
+    def pictures(self) -> str:
+        """How many there are, in words: 120 pictures, 120 pictures of 60 people."""
+        told = f"{self.accuracy.total:,} pictures"
+        return told if self.people == self.accuracy.total else f"{told} of {self.people:,} people"
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "pictures": self.accuracy.total,
+            "people": self.people,
             "accuracy": self.accuracy.to_dict(),
             "log_loss": round(self.log_loss, 6) if self.accuracy.total else None,
             "expected_calibration_error": round(self.calibration_error, 6),
@@ -104,25 +149,51 @@ class Metrics:
         }
 
 
-def measure(probabilities: Floats, truth: Sequence[int] | Integers, labels: Sequence[str], threshold: float) -> Metrics:
-    """Metrics of `probabilities` (N, classes), rows summing to 1, against the true class indices (N,)."""
+def measure(
+    probabilities: Floats,
+    truth: Sequence[int] | Integers,
+    labels: Sequence[str],
+    threshold: float,
+    groups: Sequence[str] | None = None,
+    decided: Sequence[bool] | NDArray[np.bool_] | None = None,
+) -> Metrics:
+    """Metrics of `probabilities` (N, classes), rows summing to 1, against the true class indices (N,).
+
+    `groups` (N,) names who is on each picture; None: nobody is on two. `decided` (N,) tells which were answered; None:
+    those whose largest probability is at least the threshold.
+    """
     probabilities = np.asarray(probabilities, dtype=np.float64).reshape(-1, len(labels))
     truth = np.asarray(truth, dtype=np.int64)
+    people = numbered(groups if groups is not None else range(len(truth)))
     answers = probabilities.argmax(axis=1)
     confidence = probabilities.max(axis=1, initial=0.0)
     right = answers == truth
     confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
     np.add.at(confusion, (truth, answers), 1)
     likelihood = probabilities[np.arange(len(truth)), truth]
-    decided = confidence >= threshold
+    answered = confidence >= threshold if decided is None else np.asarray(decided, dtype=bool)
+
+    def share_right(among: NDArray[np.bool_]) -> Proportion:
+        return Proportion.of(right[among], people[among])
+
     return Metrics(
         labels=tuple(labels),
+        people=len(np.unique(people)),
         confusion=confusion,
         log_loss=float(-np.log(np.maximum(likelihood, 1e-12)).mean()) if len(truth) else float("nan"),
         calibration_error=expected_calibration_error(confidence, right),
-        decided_right=Proportion(int((right & decided).sum()), int(decided.sum())),
-        coverage=Proportion(int(decided.sum()), len(truth)),
+        accuracy=Proportion.of(right, people),
+        recalls=tuple(share_right(truth == index) for index in range(len(labels))),
+        precisions=tuple(share_right(answers == index) for index in range(len(labels))),
+        decided_right=share_right(answered),
+        coverage=Proportion.of(answered, people),
     )
+
+
+def numbered(groups: Iterable[Hashable]) -> Integers:
+    """A number (N,) for each picture's group, the same for the same group."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
 
 
 def calibration_bins(confidence: Floats, right: NDArray[np.bool_]) -> list[tuple[int, float, float]]:
@@ -158,7 +229,9 @@ class Threshold:
     precision: Proportion
 
 
-def choose_threshold(probabilities: Floats, truth: Sequence[int] | Integers, target: float) -> Threshold:
+def choose_threshold(
+    probabilities: Floats, truth: Sequence[int] | Integers, target: float, groups: Sequence[str] | None = None
+) -> Threshold:
     """The smallest threshold at which at least `target` (0..1) of the answered pictures are right.
 
     `probabilities` (N, classes) and true class indices (N,) are best of pictures held out from training: the
@@ -170,7 +243,8 @@ def choose_threshold(probabilities: Floats, truth: Sequence[int] | Integers, tar
     from both (SEPARATION) that no rounding in serving answers another set of pictures than the one chosen here.
     Where every picture can be answered it is 1/classes, which no confidence is below. A threshold is usable if it
     answers at least 20 pictures and 5% of them, or all. If none reaches the target, the most precise usable one is
-    taken, of equally precise ones the one that answers most. Raises ValueError for no pictures.
+    taken, of equally precise ones the one that answers most. `groups` (N,), who is on each picture, widen the
+    intervals. Raises ValueError for no pictures.
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
     total, classes = probabilities.shape
@@ -178,8 +252,10 @@ def choose_threshold(probabilities: Floats, truth: Sequence[int] | Integers, tar
         raise ValueError("no pictures to choose a threshold on")
     confidence = probabilities.max(axis=1)
     order = np.argsort(-confidence, kind="stable")
-    right = (probabilities.argmax(axis=1) == np.asarray(truth))[order].cumsum()
+    is_right = (probabilities.argmax(axis=1) == np.asarray(truth))[order]
+    right = is_right.cumsum()
     confidence = confidence[order]
+    people = numbered(groups if groups is not None else range(total))[order]
 
     # A cut answers the pictures 0..cut; the last cut answers all of them.
     cuts = np.append(np.flatnonzero(confidence[:-1] - confidence[1:] >= SEPARATION), total - 1)
@@ -191,8 +267,8 @@ def choose_threshold(probabilities: Floats, truth: Sequence[int] | Integers, tar
         value=1 / classes if cut == total - 1 else _between(confidence[cut + 1], confidence[cut]),
         target=target,
         reached=reached,
-        coverage=Proportion(cut + 1, total),
-        precision=Proportion(int(right[cut]), cut + 1),
+        coverage=Proportion.of(np.arange(total) <= cut, people),
+        precision=Proportion.of(is_right[: cut + 1], people[: cut + 1]),
     )
 
 
@@ -220,28 +296,3 @@ def area_under_risk_coverage(coverage: Floats, risk: Floats) -> float:
     """AURC: the mean risk over all coverages, 0 at best (Geifman, Uziel and El-Yaniv 2019, "Bias-Reduced Uncertainty
     Estimation for Deep Neural Classifiers"). Of pictures with equal confidence each counts with their common risk."""
     return float(np.dot(risk, np.diff(coverage, prepend=0.0)))
-
-
-def grouped_accuracy_interval(
-    right: Sequence[bool] | NDArray[np.bool_], groups: Sequence[str], seed: int = 0, resamples: int = 2000
-) -> tuple[float, float]:
-    """95% interval of the accuracy where several pictures show one person, who is the unit that was sampled.
-
-    `right` (N,) and the group of each picture, its person (N,). Whole groups are drawn with replacement, as many as
-    there are, and the 2.5% and 97.5% percentiles of the accuracies of all pictures drawn are taken: the percentile
-    interval of Efron and Tibshirani 1993, "An Introduction to the Bootstrap", ch. 13, over clusters as in Davison and
-    Hinkley 1997, "Bootstrap Methods and their Application", sec. 3.8. Like every bootstrap it has no width where all
-    answers are right, or all wrong. Of fewer than two groups it says nothing: (0, 1).
-    """
-    numbers: dict[str, int] = {}
-    members = np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
-    sums = np.stack([np.bincount(members, np.asarray(right, dtype=np.float64)), np.bincount(members)], axis=1)
-    if len(sums) < 2:
-        return (0.0, 1.0)
-    # Groups with as many pictures and as many right ones are alike: it is drawn how often each kind comes, which
-    # has the same distribution and keeps the draws small however many people there are.
-    kinds, counts = np.unique(sums, axis=0, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(sums), counts / len(sums), size=resamples)
-    drawn = draws @ kinds
-    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
-    return float(low), float(high)

@@ -27,7 +27,6 @@ from gender_batch.evaluation.metrics import (
     Threshold,
     area_under_risk_coverage,
     calibration_bins,
-    grouped_accuracy_interval,
     measure,
     risk_coverage,
 )
@@ -121,11 +120,11 @@ def render(report: Report) -> str:
     probabilities = np.array([answer.probabilities for answer in answers], dtype=np.float64)
     confidence = probabilities.max(axis=1)
     right = np.array([answer.right for answer in answers])
-    metrics = measure(probabilities, [answer.truth for answer in answers], labels, report.threshold.value)
+    truth, people = [answer.truth for answer in answers], [answer.group for answer in answers]
+    metrics = measure(probabilities, truth, labels, report.threshold.value, people)
     coverage, risk = risk_coverage(confidence, right)
-    people = [answer.group for answer in answers]
     groups = by_group(
-        [answer.attributes for answer in answers], [labels[answer.truth] for answer in answers], right.tolist()
+        [answer.attributes for answer in answers], [labels[index] for index in truth], right.tolist(), people
     )
     tables = _group_tables(groups, metrics.accuracy.value)
 
@@ -139,8 +138,6 @@ def render(report: Report) -> str:
         metrics=metrics,
         bins=CALIBRATION_BINS,
         fewest=FEWEST_KNOWN,
-        people=len(set(people)),
-        by_person=grouped_accuracy_interval(right, people) if len(set(people)) < len(people) else None,
         area=area_under_risk_coverage(coverage, risk),
         curves=_curves(report.history) if report.history else None,
         confusion=_confusion(metrics),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gender_batch.evaluation.gallery import Answer
 from gender_batch.evaluation.groups import by_group
-from gender_batch.evaluation.metrics import Metrics, Proportion, Threshold, choose_threshold, measure
+from gender_batch.evaluation.metrics import Metrics, Proportion, Threshold, choose_threshold, measure, numbered
 from gender_batch.evaluation.report import ScalePoint
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.training.augmentation import zoom_out
@@ -35,7 +35,7 @@ SCALED_PICTURES = 2000
 class HeldOut:
     """The pictures that are not trained on: "val", and "test" where there are any, as the network is to see them.
 
-    `scaled` are some of the last split's, and `sources` those before they are put into larger frames.
+    Of faces, `scaled` are some of the last split's, and `sources` those before they are put into larger frames.
     """
 
     samples: Mapping[str, tuple[Sample, ...]]
@@ -44,12 +44,13 @@ class HeldOut:
     sources: Squares
 
     @classmethod
-    def of(cls, data: Dataset, recipe: Recipe, folder: Path) -> HeldOut:
-        """Decoded and kept in `folder` if there is room. Raises PictureError."""
+    def of(cls, data: Dataset, recipe: Recipe, folder: Path, pictures: str) -> HeldOut:
+        """Decoded and kept in `folder` if there is room; `pictures` as an order calls them. Raises PictureError."""
         samples = {split: found for split, found in (("val", data.val), ("test", data.test)) if found}
         squares = {split: squares_of(data, found, recipe.preprocessing, folder) for split, found in samples.items()}
         last = data.test or data.val
-        scaled = last[:: -(-len(last) // SCALED_PICTURES)]
+        # How large the faces in whole photos are is not known.
+        scaled = last[:: -(-len(last) // SCALED_PICTURES)] if pictures == "face" else ()
         return cls(samples, squares, scaled, squares_of(data, scaled, recipe.source, folder))
 
     @property
@@ -76,6 +77,7 @@ class Findings:
             [answer.attributes for answer in self.answers],
             [data.labels[answer.truth] for answer in self.answers],
             [answer.right for answer in self.answers],
+            [answer.group for answer in self.answers],
         ):
             groups.setdefault(group.column, {})[group.value] = group.accuracy.to_dict()
         return {
@@ -102,9 +104,11 @@ def judge(
     probabilities = {
         split: torch.from_numpy(values / temperature).double().softmax(1).numpy() for split, values in logits.items()
     }
-    threshold = choose_threshold(probabilities["val"], truth["val"], target_precision)
+    people = {split: [sample.group for sample in samples] for split, samples in held_out.samples.items()}
+    threshold = choose_threshold(probabilities["val"], truth["val"], target_precision, people["val"])
     metrics = {
-        split: measure(probabilities[split], truth[split], data.labels, threshold.value) for split in held_out.samples
+        split: measure(probabilities[split], truth[split], data.labels, threshold.value, people[split])
+        for split in held_out.samples
     }
     answers = tuple(
         Answer(
@@ -133,12 +137,15 @@ def true_classes(samples: Sequence[Sample]) -> NDArray[np.int64]:
 
 
 def _accuracy_by_scale(network: Network, held_out: HeldOut, recipe: Recipe, machine: Machine) -> tuple[ScalePoint, ...]:
-    """Accuracy with the pictures shrunk into larger frames, each picture's place and background drawn by the seed."""
+    """Accuracy with the faces shrunk into larger frames, each one's place and background drawn by the seed."""
+    if not held_out.scaled:
+        return ()
     torch.manual_seed(recipe.seed)
     truth = true_classes(held_out.scaled)
+    people = numbered(sample.group for sample in held_out.scaled)
     points = []
     for scale in FACE_SCALES:
         view = partial(zoom_out, side=scale, size=recipe.image_size)
         logits = predict_logits(network, held_out.sources, machine, view=view)
-        points.append(ScalePoint(scale, Proportion(int((logits.argmax(1) == truth).sum()), len(truth))))
+        points.append(ScalePoint(scale, Proportion.of(logits.argmax(1) == truth, people)))
     return tuple(points)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gender_batch import __version__
 from gender_batch.evaluation.gallery import Answer
-from gender_batch.evaluation.metrics import Metrics, Threshold, grouped_accuracy_interval
+from gender_batch.evaluation.metrics import Metrics, Proportion, Threshold, numbered
 from gender_batch.faces.look import FaceSearch, Looker
 from gender_batch.outputs.publish import locked
 from gender_batch.pictures.preprocessing import Preprocessing
@@ -72,11 +72,24 @@ class Result:
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """Results of all folds, every picture tested once. `interval`: 95%, from resampling groups, 0..1."""
+    """Results of all folds, every picture tested once."""
 
     folder: Path
     results: tuple[Result, ...]
-    interval: tuple[float, float]
+
+    @property
+    def answers(self) -> list[Answer]:
+        return [answer for result in self.results for answer in result.answers]
+
+    @property
+    def people(self) -> int:
+        return len({answer.group for answer in self.answers})
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% interval of the accuracy on all pictures, 0..1."""
+        people = numbered(answer.group for answer in self.answers)
+        return Proportion.of([answer.right for answer in self.answers], people).interval
 
     @property
     def accuracies(self) -> list[float]:
@@ -151,17 +164,13 @@ def cross_validate(
             part = folder / f"fold-{number}"
             _prepare(part, order, resume and (part / STATE).exists(), data.crops)
             results.append(_train_on(fold, order, part, machine, watcher))
-        answers = [answer for result in results for answer in result.answers]
-        interval = grouped_accuracy_interval(
-            np.array([answer.right for answer in answers]), [answer.group for answer in answers], order.recipe.seed
-        )
-        validated = CrossValidation(folder, tuple(results), interval)
+        validated = CrossValidation(folder, tuple(results))
         content = {
             "folds": validated.accuracies,
             "mean_accuracy": validated.mean,
-            "interval_95": list(interval),
-            "pictures": len(answers),
-            "groups": len({answer.group for answer in answers}),
+            "interval_95": list(validated.interval),
+            "pictures": len(validated.answers),
+            "groups": validated.people,
         }
         (folder / FOLDS).write_text(json.dumps(content, indent=2) + "\n")
         for result in results:
@@ -238,7 +247,7 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
     groups = groups_of(data, order.balance) if order.balance else None
     others = others_of(data, order.auxiliary) if order.auxiliary else None
     try:
-        held_out = HeldOut.of(data, recipe, folder)
+        held_out = HeldOut.of(data, recipe, folder, order.pictures)
         learnt = squares_of(data, data.train, recipe.source, folder)
         history = fit(
             network,

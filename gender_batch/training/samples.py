@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gender_batch.pictures.find import Walk
+from gender_batch.pictures.listed import Listed, ListError, Row, read_list
 
 SPLITS = ("train", "val", "test")
 
@@ -51,22 +50,30 @@ def find_samples(root: Path, group_by: str | None, labels_file: Path | None) -> 
 
     Raises DatasetError.
     """
-    listed = _read(labels_file) if labels_file else None
+    try:
+        return _found(root, group_by, read_list(labels_file) if labels_file else None)
+    except ListError as error:
+        raise DatasetError(str(error)) from None
+
+
+def _found(root: Path, group_by: str | None, listed: Listed | None) -> Found:
+    if listed:
+        _check_roles(listed)
     if group_by is not None and listed and "group" in listed.columns:
         raise DatasetError(f"{listed.path} has a column `group`, and --group-by is given; leave one of them out")
     if listed and "label" in listed.columns:
         labels, found, rows, notes = _listed(root, listed)
     else:
         labels, found = _in_folders(root)
-        rows, notes = _rows_of(root, listed, {name for name, _, _ in found}) if listed else {}, ()
+        rows, notes = listed.rows_of(root, {name for name, _, _ in found}) if listed else {}, ()
     if listed and "split" in listed.columns and not any(split for _, _, split in found):
-        found = [(name, label, _column(listed, rows, "split", name)) for name, label, _ in found]
+        found = [(name, label, listed.value(rows, "split", name)) for name, label, _ in found]
 
     group = _grouping(group_by)
     attributes = _attributes(listed, rows, {name: label for name, label, _ in found})
     splits: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for name, label, split in found:
-        who = _column(listed, rows, "group", name) if listed and "group" in listed.columns else group(name)
+        who = listed.value(rows, "group", name) if listed and "group" in listed.columns else group(name)
         sample = Sample(name, labels.index(label), who, attributes.get(name, {}))
         splits[split or "train"].append(sample)
     given = any(split for _, _, split in found)
@@ -117,92 +124,14 @@ def _files(root: Path, folder: Path) -> list[str]:
 # --- labels.csv ---
 
 
-@dataclass(frozen=True)
-class _Row:
-    line: int
-    values: dict[str, str]
-
-
-@dataclass(frozen=True)
-class _LabelsFile:
-    """The rows by their path as it is written, but normalised."""
-
-    path: Path
-    columns: tuple[str, ...]
-    rows: dict[str, _Row]
-
-
-def _read(path: Path) -> _LabelsFile:
-    rows: dict[str, _Row] = {}
-    try:
-        # A spreadsheet's byte order mark is skipped; a file name need not be UTF-8.
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-            reader = csv.DictReader(lines)
-            columns = tuple(reader.fieldnames or ())
-            if "path" not in columns:
-                raise DatasetError(f"{path}: no column `path`; it has {', '.join(columns) or 'nothing'}")
-            twice = {name for name in columns if columns.count(name) > 1}
-            if twice:
-                raise DatasetError(f"{path}: two columns are named {min(twice)!r}; rename one")
-            for values in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in values:
-                    raise DatasetError(f"{where}: more fields than columns; a field with a comma needs quotes")
-                written = values.pop("path") or ""
-                name = os.path.normpath(written)
-                if not written or os.path.isabs(name) or name.split("/")[0] == "..":
-                    raise DatasetError(f"{where}: path {written!r}; it must be relative to the data folder")
-                if name in rows:
-                    raise DatasetError(f"{where}: {name} is listed a second time; first in line {rows[name].line}")
-                cells = {column: (value or "").strip() for column, value in values.items() if column}
-                if cells.get("split", "train") not in SPLITS:
-                    raise DatasetError(f"{where}: split {cells['split']!r}; it must be one of {', '.join(SPLITS)}")
-                if not cells.get("label", "any"):
-                    raise DatasetError(f"{where}: {name} has no label; fill it in or take the line out")
-                rows[name] = _Row(reader.line_num, cells)
-    except OSError as error:
-        raise DatasetError(f"{path}: {error.strerror}; name a CSV file with --labels") from None
-    except csv.Error as error:
-        raise DatasetError(f"{path}, line {reader.line_num}: {error}; write the file as plain CSV") from None
-    if not rows:
-        raise DatasetError(f"{path}: lists no picture; it needs a line for each")
-    return _LabelsFile(path, columns, rows)
-
-
-def _rows_of(root: Path, listed: _LabelsFile, names: set[str], complete: bool = False) -> dict[str, _Row]:
-    """The rows by the name of their picture, whether written relative to the root or to its parent.
-
-    Rows of other pictures are left out, or with `complete` are an error.
-    """
-    parent = f"{root.resolve().name}/"
-    rows: dict[str, _Row] = {}
-    for path, row in listed.rows.items():
-        name = path if path in names else path.removeprefix(parent)
-        if name in rows:
-            raise DatasetError(
-                f"{listed.path}, line {row.line}: {name} is listed a second time; first in line {rows[name].line}"
-            )
-        if name in names:
-            rows[name] = row
-        elif complete:
-            raise DatasetError(
-                f"{listed.path}, line {row.line}: no file {path} in {root}; correct the path or take the line out"
-            )
-    if not rows:
-        raise DatasetError(
-            f"{listed.path}: none of its paths is a picture in {root}; they must be relative to it or to its parent"
-        )
-    return rows
-
-
 def _listed(
-    root: Path, listed: _LabelsFile
-) -> tuple[tuple[str, ...], list[tuple[str, str, str]], dict[str, _Row], tuple[str, ...]]:
+    root: Path, listed: Listed
+) -> tuple[tuple[str, ...], list[tuple[str, str, str]], dict[str, Row], tuple[str, ...]]:
     """The classes, (name, class, split) of every row, the rows by name, and a note on the files that have none."""
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; it must hold the pictures that {listed.path} lists")
     files = set(_files(root, root))
-    rows = _rows_of(root, listed, files, complete=True)
+    rows = listed.rows_of(root, files, complete=True)
     # A test/ folder stays the test also where the file gives only the classes.
     by_folder = "split" not in listed.columns and (root / "train").is_dir()
     found = []
@@ -225,27 +154,26 @@ def _listed(
     return classes, found, rows, (f"{note} among them",) if rest else ()
 
 
-def _column(listed: _LabelsFile, rows: Mapping[str, _Row], column: str, name: str) -> str:
-    """What the column says of the picture, which must be something."""
-    if name not in rows:
-        raise DatasetError(f"{listed.path}: no line for {name}; with a column `{column}` every picture needs one")
-    value = rows[name].values[column]
-    if not value:
-        raise DatasetError(f"{listed.path}, line {rows[name].line}: {name} has no {column}; fill it in")
-    return value
+def _check_roles(listed: Listed) -> None:
+    """The columns that say what a picture is here must say it."""
+    for name, row in listed.rows.items():
+        where = f"{listed.path}, line {row.line}"
+        if row.values.get("split", "train") not in SPLITS:
+            raise DatasetError(f"{where}: split {row.values['split']!r}; it must be one of {', '.join(SPLITS)}")
+        if not row.values.get("label", "any"):
+            raise DatasetError(f"{where}: {name} has no label; fill it in or take the line out")
 
 
 def _attributes(
-    listed: _LabelsFile | None, rows: Mapping[str, _Row], label_of: Mapping[str, str]
+    listed: Listed | None, rows: Mapping[str, Row], label_of: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
     """The other columns by picture, but those that only say the class again."""
     if listed is None:
         return {}
     columns = [
         column
-        for column in listed.columns
-        if column not in ("", "path", "label", "group", "split")
-        and any(row.values[column].casefold() != label_of[name].casefold() for name, row in rows.items())
+        for column in listed.attributes
+        if any(row.values[column].casefold() != label_of[name].casefold() for name, row in rows.items())
     ]
     return {name: {column: row.values[column] for column in columns} for name, row in rows.items()}
 

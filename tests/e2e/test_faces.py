@@ -87,6 +87,39 @@ def test_whole_photos(sure: tuple[Path, Path], detector: Path, tmp_path: Path) -
     assert rows[7][1] != ""
 
 
+def test_whole_photos_are_evaluated_as_they_are_classified(
+    sure: tuple[Path, Path], detector: Path, tmp_path: Path
+) -> None:
+    female, male = sure
+    data = tmp_path / "photos"
+    for label in ("female", "male", "other"):
+        (data / label).mkdir(parents=True)
+    photo(data / "female" / "couple.jpg", female, male)
+    photo(data / "female" / "her.jpg", female)
+    photo(data / "male" / "him.jpg", male)
+    photo(data / "male" / "view.jpg")
+    (tmp_path / "groups.csv").write_text(
+        "path,group,light\n./female/couple.jpg,a,day\nfemale/her.jpg,a,day\nmale/him.jpg,b,night\nmale/view.jpg,b,day\n"
+    )
+    arguments = ("evaluate", data, "--faces", "always", "--detector", detector, "--groups", tmp_path / "groups.csv")
+    result = gender_batch(*arguments, "--out", tmp_path / "report")
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert (metrics["pictures"], metrics["people"], metrics["failed"], metrics["no_face"]) == (3, 2, 0, 1)
+    assert metrics["coverage_at_threshold"]["count"] == 2
+    assert metrics["accuracy_at_threshold"]["count"] == 2
+    assert set(metrics["groups"]) == {"light", "light x label"}
+    assert b"3 pictures of 2 people" in result.stdout
+    assert b"no face: 1 pictures" in result.stderr
+    assert b"folder(s) other are not among the model's labels" in result.stderr
+    assert stat.S_IMODE((tmp_path / "report").stat().st_mode) == 0o700
+
+    (data / "male" / "broken.jpg").write_bytes(b"nothing")
+    result = gender_batch(*arguments[:-2])
+    assert result.returncode == 3
+    assert b"not scored: 1 in all" in result.stderr
+
+
 def test_without_a_detector(faces: list[Path], detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.delenv("GENDER_BATCH_DETECTOR", raising=False)
@@ -133,6 +166,7 @@ def test_training_on_faces_from_photos_to_serving(
     assert f"no face was found in {without} of 49 pictures" in result.stderr.decode()
     assert f"no face was found in {without} of 49 pictures" in (run / "report.html").read_text()
     assert json.loads((run / "metrics.json").read_text())["without_face"] == without
+    assert "0.25" in json.loads((run / "metrics.json").read_text())["face_scales"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in crops} == {0o600}
 
     result = gender_batch("export", run)

@@ -63,6 +63,10 @@ def test_a_run_holds_its_report(run: Path) -> None:
         right = sum((float(row["p_female"]) > float(row["p_male"])) == (row["label"] == "female") for row in held)
         assert metrics[split]["accuracy"]["count"] == right
         assert metrics[split]["pictures"] == len(held)
+        assert metrics[split]["people"] == len({row["group"] for row in held}) < len(held)
+    # These are learnt as whole photos, in which faces have a size of their own.
+    assert metrics["face_scales"] == {}
+    assert "Accuracy against face scale" not in (run / "report.html").read_text()
     for name in ("curves", "confusion", "gallery"):
         with Image.open(run / f"{name}.png") as image:
             assert min(image.size) > 200

@@ -68,8 +68,8 @@ def variant(precision: str, file: str | None, answers: list[int]) -> Variant:
     )
 
 
-def card(split: str = "test", metadata: Metadata = METADATA) -> str:
-    pictures = tuple(Picture(f"{number}.jpg", label, {}) for number, label in enumerate(TRUTH))
+def card(split: str = "test", metadata: Metadata = METADATA, people: int = 8) -> str:
+    pictures = tuple(Picture(f"{number}.jpg", label, f"{number % people}", {}) for number, label in enumerate(TRUTH))
     held = HeldOut(proof=pictures, calibration=pictures[:3], gate=pictures[3:], figures=pictures, split=split)
     variants = [variant("fp32", None, TRUTH), variant("int8", "m.int8.onnx", [0, 0, 0, 1, 1, 1, 0, 0])]
     return model_card(metadata, variants, held, "m")
@@ -106,6 +106,14 @@ def test_the_card_tells_on_what() -> None:
     assert "SHA-256 of m.int8.onnx" in card()
     assert "SHA-256 of None" not in card()
     assert "\n\n\n" not in card()
+
+
+def test_the_card_tells_how_many_people_are_on_the_pictures() -> None:
+    assert "the same 8 test pictures of 3 people, on which nothing was chosen" in card(people=3)
+    figures = measure(np.full((8, 2), 0.5), TRUTH, LABELS, 0.7, list("aaabbbcc")).to_dict()
+    assert "| pictures | 8 of 3 people |" in card(metadata=replace(METADATA, figures={"val": None, "test": figures}))
+    del figures["people"]  # as in a checkpoint of an earlier version
+    assert "| pictures | 8 |" in card(metadata=replace(METADATA, figures={"val": None, "test": figures}))
 
 
 def test_the_card_tells_what_came_before() -> None:

@@ -352,7 +352,12 @@ COLUMNS = ["path", "label", "split", "group"]
     [
         (["file", "label"], [], "no column `path`; it has file, label"),
         ([], [], "no column `path`; it has nothing"),
+        (["path;label"], [["a/a0_0.png;a"]], "no column `path`; it has path;label; is it separated by semicolons?"),
         (["path", "age", "age"], [], "two columns are named 'age'"),
+        (["path", "age", " age"], [], "two columns are named 'age'"),
+        (["path", "age"], [["a/a0_0.png", "R\udce9union"]], r"line 2: 'R\xe9union' is not UTF-8; save the file"),
+        (["path", "R\udce9gion"], [["a/a0_0.png", "x"]], r"line 1: 'R\xe9gion' is not UTF-8; save the file"),
+        (["path", "age"], [["a/a0_0.png", "x" * 131073]], "line 2: field larger than field limit (131072)"),
         (COLUMNS, [*GOOD, ["a/a0_1.png", "a", "dev", "x"]], "line 4: split 'dev'; it must be one of train, val, test"),
         (COLUMNS, [*GOOD, ["a/a0_1.png", "a", "", "x"]], "line 4: split ''"),
         (COLUMNS, [*GOOD, ["a/a0_1.png", " ", "val", "x"]], "line 4: a/a0_1.png has no label"),
@@ -378,6 +383,16 @@ def test_a_list_that_is_wrong_is_told(people: Path, columns: list[str], rows: li
     assert message in str(caught.value)
     assert str(caught.value).startswith((str(file), str(people)))
     assert not str(caught.value).endswith(".")
+
+
+def test_space_around_names_and_values_does_not_count(people: Path) -> None:
+    rows = [
+        (name, " train " if "_2" in name else "test", f" {number} ") for number, name in enumerate(pictures(people))
+    ]
+    file = write_labels(people / "labels.csv", ("path", " split", "age "), rows)
+    data = load_dataset(people, labels_file=file)
+    assert names((*data.train, *data.val)) == {name for name in pictures(people) if "_2" in name}
+    assert {sample.attributes["age"] for sample in data.all} == {str(number) for number in range(180)}
 
 
 def test_a_list_that_is_not_there_is_told(people: Path) -> None:

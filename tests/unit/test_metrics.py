@@ -20,8 +20,8 @@ from gender_batch.evaluation.metrics import (
     calibration_bins,
     choose_threshold,
     expected_calibration_error,
-    grouped_accuracy_interval,
     measure,
+    numbered,
     risk_coverage,
 )
 from gender_batch.prediction import PROBABILITY_DIGITS, UNCERTAIN, decide
@@ -341,48 +341,98 @@ def test_the_curve_ends_at_the_error_of_all_and_no_order_of_pictures_changes_it(
     assert [curve.tolist() for curve in backwards] == [coverage.tolist(), risk.tolist()]
 
 
-# The interval over groups
+# The interval where several pictures show one person
 
 
-def test_groups_of_one_picture_give_about_wilsons_interval() -> None:
+def of_people(right: Sequence[bool] | np.ndarray, people: Sequence[object]) -> Proportion:
+    return Proportion.of(right, numbered(people))
+
+
+def test_an_effective_number_by_hand() -> None:
+    # Two people of three pictures, 3 and 1 of them right; one of two, 1 right: p = 5/8, k - mp = 9/8, -7/8, -2/8.
+    variance = 3 / 2 * (9**2 + 7**2 + 2**2) / 8**2 / 8**2
+    found = of_people([True, True, True, True, False, False, True, False], "aaabbbcc")
+    assert (found.count, found.total) == (5, 8)
+    assert found.effective == pytest.approx(5 / 8 * 3 / 8 / variance)
+    assert found.value == 5 / 8
+
+
+def test_an_effective_number_where_nothing_varies() -> None:
+    # All right, or of everybody the same share: all pictures of a person are taken to agree.
+    assert of_people([True] * 8, "aaabbbcc").effective == pytest.approx(64 / (9 + 9 + 4))
+    assert of_people([False] * 8, "aaabbbcc").effective == pytest.approx(64 / (9 + 9 + 4))
+    assert of_people([True, False] * 3, "aabbcc").effective == pytest.approx(3)
+    low, high = of_people([True] * 8, "aaabbbcc").interval
+    assert high == 1
+    assert low < Proportion(3, 3).interval[0] + 0.01
+
+
+def test_pictures_of_as_many_people_are_independent() -> None:
     right = np.arange(400) < 320
-    interval = grouped_accuracy_interval(right, [str(number) for number in range(400)])
-    assert interval == pytest.approx(Proportion(320, 400).interval, abs=0.01)
+    assert of_people(right, range(400)) == Proportion(320, 400) == Proportion.of(right)
 
 
-def test_pictures_that_only_repeat_their_group_add_nothing() -> None:
-    """Ten copies of each picture: the interval stays that of the hundred people, not of a thousand pictures."""
-    right = np.arange(100) < 80
-    people = [str(number) for number in range(100)]
-    copied = grouped_accuracy_interval(np.repeat(right, 10), np.repeat(people, 10).tolist())
-    assert copied == grouped_accuracy_interval(right, people)
-    low, high = Proportion(800, 1000).interval
-    assert copied[1] - copied[0] > 2.5 * (high - low)
+def test_pictures_that_only_repeat_their_person_add_nothing() -> None:
+    """Ten copies of each picture: the interval is that of the hundred people, not of a thousand pictures."""
+    copied = of_people(np.repeat(np.arange(100) < 80, 10), np.repeat(np.arange(100), 10).tolist())
+    assert copied.effective == pytest.approx(99)
+    assert copied.interval == pytest.approx(Proportion(80, 100).interval, abs=0.001)
 
 
-def test_groups_of_different_size_agree_with_a_bootstrap_written_out() -> None:
-    random = np.random.default_rng(7)
-    groups = random.integers(0, 30, 200)
-    right = random.random(200) < 0.5 + groups / 60
-    accuracies = []
-    for _ in range(2000):
-        drawn = np.concatenate([np.flatnonzero(groups == group) for group in random.choice(np.unique(groups), 30)])
-        accuracies.append(right[drawn].mean())
-    expected = np.percentile(accuracies, [2.5, 97.5])
-    assert grouped_accuracy_interval(right, groups.astype(str).tolist()) == pytest.approx(expected, abs=0.012)
+def test_one_person_counts_as_one_picture_and_nobody_says_nothing() -> None:
+    assert of_people([True, False], ["a", "a"]) == Proportion(1, 2, 1.0)
+    assert of_people([True], ["a"]) == Proportion(1, 1)
+    assert of_people([], []) == Proportion(0, 0)
 
 
-def test_the_seed_decides_and_the_order_of_the_pictures_does_not() -> None:
-    right, groups = np.arange(60) % 7 != 0, [f"\udce9{number // 3}" for number in range(60)]
-    first = grouped_accuracy_interval(right, groups)
-    assert first == grouped_accuracy_interval(right, groups)
-    assert first == grouped_accuracy_interval(right[::-1], groups[::-1])
-    assert first != grouped_accuracy_interval(right, groups, seed=1, resamples=100)
+@given(values=st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=1, max_size=40))
+def test_an_effective_number_is_at_most_the_pictures_whatever_their_order(values: list[tuple[bool, int]]) -> None:
+    right, people = zip(*values, strict=True)
+    found = of_people(right, [f"\udce9{number}" for number in people])
+    assert found.effective is None or 1 <= found.effective <= len(values)
+    assert found == of_people(right[::-1], people[::-1])
+    low, high = found.interval
+    assert low <= Proportion.of(right).interval[0] + 1e-12
+    assert high >= Proportion.of(right).interval[1] - 1e-12
 
 
-def test_one_group_says_nothing() -> None:
-    assert grouped_accuracy_interval([True, False], ["a", "a"]) == (0.0, 1.0)
-    assert grouped_accuracy_interval([], []) == (0.0, 1.0)
+@pytest.mark.parametrize(("people", "least"), [(8, 0.85), (40, 0.9)])
+def test_the_interval_holds_the_truth_about_as_often_as_it_says(people: int, least: float) -> None:
+    random = np.random.default_rng(people)
+    held = 0
+    for _ in range(500):
+        numbers = np.repeat(np.arange(people), random.integers(1, 8, people))
+        right = random.random(len(numbers)) < random.beta(0.9, 0.1, people)[numbers]  # a person's mostly agree
+        low, high = of_people(right, numbers.tolist()).interval
+        held += low <= 0.9 <= high
+    assert held / 500 > least
+
+
+def test_all_figures_know_who_is_on_the_pictures() -> None:
+    thrice = np.repeat(EXAMPLE, 3, axis=0), np.repeat(TRUTH, 3)
+    alone, of_five = (measure(*thrice, LABELS, 0.6, groups) for groups in (None, [str(n // 3) for n in range(15)]))
+    assert (alone.people, alone.pictures) == (15, "15 pictures")
+    assert (of_five.people, of_five.pictures) == (5, "15 pictures of 5 people")
+    assert of_five.to_dict()["people"] == 5
+    for name in ("accuracy", "coverage", "decided_right"):
+        many, few = getattr(alone, name), getattr(of_five, name)
+        assert (few.count, few.total) == (many.count, many.total)
+        assert few.effective < 5.1
+        assert many.effective is None
+    for index in (0, 1):
+        assert of_five.recall(index).effective == pytest.approx(2 - index)
+        assert of_five.precision(index).effective == pytest.approx((2, 1)[index])
+
+
+def test_the_threshold_is_the_same_whoever_is_on_the_pictures() -> None:
+    probabilities, truth = two_classes(np.linspace(0.5, 1, 100), np.arange(100) < 90)
+    alone, grouped = (
+        choose_threshold(probabilities, truth, 0.95, who) for who in (None, [str(n // 4) for n in range(100)])
+    )
+    assert alone.value == grouped.value
+    assert (alone.precision.effective, alone.coverage.effective) == (None, None)
+    assert grouped.coverage.effective is not None
+    assert grouped.coverage.effective < 50
 
 
 # Against scikit-learn

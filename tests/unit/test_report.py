@@ -156,7 +156,8 @@ def test_the_figures_of_the_headline(report: Report, tmp_path: Path) -> None:
     text = written(report, tmp_path).text
     assert "Accuracy66.7%" in re.sub(r"\s+(?=\d)", "", text)
     assert "120 pictures of the test split" in text
-    assert "resampled by group: 60 groups" in text
+    assert "120 pictures of 60 people" in text
+    assert "several pictures of one person count for fewer" in text
     assert "50.0%" in text  # answered from 0.75 on: 60 of 120
     assert "smallest threshold at which 98.0%" in text
     assert "2 pictures were left out" in text
@@ -174,7 +175,7 @@ def test_what_there_is_nothing_to_tell_of_is_left_out(report: Report, tmp_path: 
         "The most confident errors",
         "The least certain",
     ]
-    assert "resampled" not in page.text
+    assert "people" not in page.text
 
 
 def test_classes_of_any_kind_and_number(report: Report, tmp_path: Path) -> None:
@@ -339,6 +340,25 @@ def test_an_attribute_that_says_the_label_or_the_same_of_all_or_names_each_pictu
     labels = ["f", "m"] * 40
     attributes = [{"gender": label, "id": str(number), "split": "test"} for number, label in enumerate(labels)]
     assert by_group(attributes, labels, [True] * 80) == ()
+
+
+def test_a_second_annotator_who_mostly_agrees_is_a_grouping() -> None:
+    labels = ["female", "male"] * 3
+    second = ["Female", "male", "female", "male", "female", "female"]
+    attributes = [{"second": value} for value in second]
+    found = {(group.column, group.value): group.accuracy for group in by_group(attributes, labels, [True] * 6)}
+    assert found["second", "female"] == Proportion(3, 3)
+    assert found["second", "male"] == Proportion(2, 2)
+    assert found["second x label", "female, male"] == Proportion(1, 1)
+    agreeing = [{"second": value} for value in ("Female", "", "female", "male", "FEMALE", "")]
+    assert by_group(agreeing, labels, [True] * 6) == ()
+
+
+def test_the_pictures_of_a_group_know_who_is_on_them() -> None:
+    attributes = [{"age": "old"}] * 6 + [{"age": "young"}] * 2
+    old, young, *_ = by_group(attributes, ["a"] * 8, [True] * 8, list("aaabbbcd"))
+    assert old.accuracy == Proportion(6, 6, 2.0)
+    assert young.accuracy == Proportion(2, 2)
 
 
 # Text

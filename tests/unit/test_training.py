@@ -15,6 +15,8 @@ torch = pytest.importorskip("torch")
 
 from watching import Told
 
+from gender_batch.evaluation.gallery import Answer
+from gender_batch.evaluation.metrics import Proportion, Threshold, measure
 from gender_batch.outputs.publish import LockedError
 from gender_batch.training import run
 from gender_batch.training.augmentation import Augmentation
@@ -411,6 +413,22 @@ def test_few_pictures_leave_the_statistics_of_the_features(tmp_path: Path, stati
     changed = {name for name, tensor in last.items() if not torch.equal(tensor, before[name])}
     assert any("running_mean" in name for name in changed) == own
     assert any("features" in name and "weight" in name for name in changed)
+
+
+# Figures
+
+
+def test_the_interval_of_all_folds_is_that_of_their_people() -> None:
+    def fold(name: str) -> run.Result:
+        answers = tuple(Answer("", "", 0, (0.9, 0.1) if n < 9 else (0.1, 0.9), f"{name}{n // 3}") for n in range(12))
+        figures = measure(np.array([answer.probabilities for answer in answers]), [0] * 12, ("a", "b"), 0.5)
+        return run.Result(Path(name), figures, figures, Threshold(0.5, 0.9, True, *[Proportion(9, 12)] * 2), answers)
+
+    validated = run.CrossValidation(Path("folds"), (fold("x"), fold("y")))
+    assert validated.mean == 0.75
+    assert (len(validated.answers), validated.people) == (24, 8)
+    # Of each person all three are right, or wrong: they count as one, and the variance of so few is one more's.
+    assert validated.interval == pytest.approx(Proportion(18, 24, 7.0).interval)
 
 
 # Faces, where they are

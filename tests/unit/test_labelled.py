@@ -1,0 +1,152 @@
+"""evaluation/labelled.py: which pictures count, as what, and for whom; with a scorer that answers by a file's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gender_batch.evaluation.labelled import Evaluation, LabelsError, evaluate
+from gender_batch.evaluation.metrics import Proportion
+from gender_batch.model.metadata import Metadata
+from gender_batch.pictures.preprocessing import Preprocessing
+from gender_batch.prediction import UNCERTAIN, Prediction, Reason, Status
+
+
+class Fake:
+    """Answers `female` but for files called so; a status, or `differ` for several people, may be a file's name."""
+
+    def __init__(self, labels: tuple[str, ...] = ("female", "male")) -> None:
+        self.metadata = Metadata(labels, Preprocessing(4, 4), "face", 0.7, {}, {}, (), "test")
+
+    def rows(self, paths: Iterable[str]) -> Iterator[Prediction]:
+        for path in paths:
+            name = Path(path).stem.split("-")[0]
+            if name in set(Status):
+                yield Prediction(path, Status(name), error="so it is called")
+            elif name == "differ":
+                yield Prediction(path, Status.OK, UNCERTAIN, (0.9, 0.1), reason=Reason.PEOPLE_DIFFER)
+            else:
+                yield Prediction(path, Status.OK, "female", (0.9, 0.1))
+
+
+def labelled(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def evaluated(data: Path, groups: str | None = None, **fake: Any) -> Evaluation:
+    file = None
+    if groups is not None:
+        file = data.parent / "groups.csv"
+        file.write_text(groups)
+    return evaluate(Fake(**fake), data, file)  # type: ignore[arg-type]
+
+
+PICTURES = ("female/a1.jpg", "female/a2.jpg", "female/b1.jpg", "male/c1.jpg", "male/c2.jpg", "male/d1.jpg")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return labelled(tmp_path / "data", *PICTURES)
+
+
+def test_people_who_differ_are_not_answered(data: Path) -> None:
+    metrics = evaluated(labelled(data, "female/differ-1.jpg", "male/differ-2.jpg")).metrics
+    assert metrics.coverage == Proportion(6, 8)
+    assert metrics.decided_right == Proportion(3, 6)
+    assert metrics.accuracy == Proportion(4, 8)
+
+
+def test_a_picture_of_nobody_has_not_failed(data: Path) -> None:
+    result = evaluated(labelled(data, "female/no_face.jpg", "male/corrupt.jpg", "male/no_face.jpg"))
+    assert [Path(row.path).name for row in result.failed] == ["corrupt.jpg"]
+    assert len(result.faceless) == 2
+    assert result.metrics.accuracy.total == 6
+    assert (result.to_dict()["failed"], result.to_dict()["no_face"]) == (1, 2)
+    told: list[tuple[int, int]] = []
+    evaluate(Fake(), data, None, lambda *counts: told.append(counts))  # type: ignore[arg-type]
+    assert told[-1] == (9, 1)
+
+
+def test_nobody_told_that_two_pictures_show_one_person(data: Path) -> None:
+    assert evaluated(data).metrics.people == 6
+    assert evaluated(data).metrics.accuracy == Proportion(3, 6)
+
+
+def test_a_column_group_is_the_person_and_no_table(data: Path) -> None:
+    lines = [f"{name},{name[-6]},{name.split('/')[0]},test,{'old' if '1' in name else 'young'}" for name in PICTURES]
+    result = evaluated(data, "\n".join(["path,group,label,split,age", *lines]))
+    assert (result.metrics.people, result.metrics.accuracy.total) == (4, 6)
+    assert result.metrics.accuracy.effective is not None
+    assert result.metrics.accuracy.effective < 4
+    assert {group.column for group in result.groups} == {"age", "age x label"}
+    assert result.notes == ()
+
+
+def test_with_a_column_group_every_picture_needs_one(data: Path) -> None:
+    with pytest.raises(LabelsError, match=r"no line for female/a2\.jpg; with a column `group` every picture needs one"):
+        evaluated(data, "path,group\nfemale/a1.jpg,a\n")
+
+
+def test_a_file_is_read_as_train_reads_it(data: Path) -> None:
+    lines = "./female/a1.jpg, old\ndata/female//a2.jpg, young\nmale/c1.jpg,old \n"
+    groups = {group.value: group.accuracy for group in evaluated(data, "path, age\n" + lines).groups}
+    assert groups["old"] == Proportion(1, 2)
+    assert groups["young"] == Proportion(1, 1)
+    with pytest.raises(LabelsError, match=r"line 5: female/a1\.jpg is listed a second time; first in line 2"):
+        evaluated(data, "path,age\n" + lines + "female/a1.jpg,young\n")
+    with pytest.raises(LabelsError, match="separated by semicolons"):
+        evaluated(data, "path;age\nfemale/a1.jpg;old\n")
+    with pytest.raises(LabelsError, match="none of its paths is a picture in"):
+        evaluated(data, "path,age\nelsewhere/a1.jpg,old\n")
+
+
+def test_lines_of_other_pictures_are_told(data: Path) -> None:
+    (note,) = evaluated(data, "path,age\nfemale/a1.jpg,old\nfemale/gone.jpg,old\nmale/gone.jpg,old\n").notes
+    assert "2 line(s) are of no labelled picture" in note
+    assert "female/gone.jpg among them" in note
+
+
+def test_the_test_folder_of_what_was_trained_on(tmp_path: Path) -> None:
+    data = labelled(tmp_path / "data", *(f"test/{name}" for name in PICTURES), "train/female/x.jpg", "train/male/y.jpg")
+    result = evaluated(data, "path,age\ntest/female/a1.jpg,old\ntest/male/c1.jpg,young\ntrain/male/y.jpg,young\n")
+    assert result.metrics.accuracy == Proportion(3, 6)
+    assert {group.value: group.accuracy.total for group in result.groups if group.column == "age"} == {
+        "old": 1,
+        "young": 1,
+    }
+    (note,) = result.notes
+    assert "1 line(s)" in note
+
+
+def test_a_folder_of_no_class_is_told(data: Path) -> None:
+    (note,) = evaluated(labelled(data, "other/x.jpg", "more/y.jpg")).notes
+    assert "folder(s) more, other are not among the model's labels" in note
+
+
+def test_a_folder_that_cannot_be_read_is_told(unprivileged: Path) -> None:
+    data = labelled(unprivileged / "data", *PICTURES, "male/locked/x.jpg")
+    (data / "male" / "locked").chmod(0)
+    result = evaluated(data)
+    assert result.unreadable_folders == ((str(data / "male" / "locked"), "Permission denied"),)
+    assert result.to_dict()["folders_not_read"] == 1
+    assert result.metrics.accuracy == Proportion(3, 6)
+
+
+@pytest.mark.parametrize("label", ["f/x", "f/", ".", ".."])
+def test_a_label_that_is_no_name_of_a_folder_is_told(data: Path, label: str) -> None:
+    labelled(data, "f/x/1.jpg")
+    with pytest.raises(LabelsError, match="cannot be the name of a folder"):
+        evaluated(data, labels=(label, "male"))
+
+
+def test_data_without_the_labels_is_told(data: Path) -> None:
+    with pytest.raises(LabelsError, match="no folders cat, dog in it or in its test/"):
+        evaluated(data, labels=("cat", "dog"))
+    with pytest.raises(LabelsError, match="no picture in it could be scored"):
+        evaluated(labelled(data.parent / "faceless", "female/no_face.jpg", "male/no_face.jpg"))
