@@ -21,6 +21,7 @@ from gender_batch_export.card import Variant, model_card
 from gender_batch_export.graph import write_graph
 from gender_batch_export.heldout import HeldOut, held_out
 from gender_batch_export.parity import (
+    LEAST_JUDGED,
     LIMITS,
     Agreement,
     Parity,
@@ -123,9 +124,9 @@ def export(run: Path, out: Path | None = None, precisions: Sequence[Precision] =
         float32 = _float32(checkpoint, folder, pictures)
         candidates, refused = [float32], []
         lower = [precision for precision in dict.fromkeys(precisions) if precision is not Precision.FP32]
-        gate = _gate(checkpoint, pictures) if lower else None
+        gate = _gate(checkpoint, pictures) if lower else ""
         for precision in lower:
-            result = _lower(float32.file, precision, gate)
+            result = _lower(float32.file, precision, gate) if isinstance(gate, _Gate) else gate
             if isinstance(result, _Candidate):
                 candidates.append(result)
             else:
@@ -157,10 +158,14 @@ def _float32(checkpoint: Checkpoint, folder: Path, pictures: HeldOut) -> _Candid
     return _Candidate(Precision.FP32, file, parity)
 
 
-def _gate(checkpoint: Checkpoint, pictures: HeldOut) -> _Gate | None:
-    """None where there are no pictures for it."""
-    if not pictures.calibration or not pictures.gate:
-        return None
+def _gate(checkpoint: Checkpoint, pictures: HeldOut) -> _Gate | str:
+    """Or why there is none."""
+    if not pictures.calibration or len(pictures.gate) < LEAST_JUDGED:
+        return (
+            f"{len(pictures.gate)} readable validation pictures are left to judge it on, and of fewer than "
+            f"{LEAST_JUDGED} chance decides; train with at least {2 * LEAST_JUDGED} for validation, since up to half "
+            "of them calibrate; it is not written"
+        )
     paths = [picture.path for picture in pictures.gate]
     spec = checkpoint.preprocessing
     return _Gate(
@@ -171,10 +176,8 @@ def _gate(checkpoint: Checkpoint, pictures: HeldOut) -> _Gate | None:
     )
 
 
-def _lower(float32: Path, precision: Precision, gate: _Gate | None) -> _Candidate | str:
+def _lower(float32: Path, precision: Precision, gate: _Gate) -> _Candidate | str:
     """The candidate with the fewest float convolutions that passes, or why none does."""
-    if gate is None:
-        return "two readable validation pictures are needed, to calibrate and to prove; it is not written"
     file = float32.with_name(f"{precision}.onnx")
     for float_convolutions in FLOAT_CONVOLUTIONS[precision]:
         if precision is Precision.FP16:

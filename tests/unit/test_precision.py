@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from gender_batch_export.export import place
-from gender_batch_export.heldout import held_out, spread
-from gender_batch_export.parity import LIMITS, agreement
+from gender_batch_export.heldout import JUDGED, held_out, spread
+from gender_batch_export.parity import LEAST_JUDGED, LIMITS, Limits, agreement
 from gender_batch_export.precision import Precision
 
 from gender_batch.pictures.preprocessing import Preprocessing
@@ -69,12 +70,27 @@ def test_int8_agrees_on_998_of_1000_sure_ones(confident: int, passes: bool) -> N
 
 
 def test_what_is_no_number_or_has_no_picture_does_not_pass() -> None:
-    expected = answers(0.6, 10)
+    expected = answers(0.6, 1000)
     broken = expected.copy()
     broken[3] = np.nan
-    assert not agreement(broken, expected, [0] * 10, FP16).passed
-    assert not agreement(expected, expected, [0] * 10, FP16, finite=False).passed
+    assert not agreement(broken, expected, [0] * 1000, FP16).passed
+    assert not agreement(expected, expected, [0] * 1000, FP16, finite=False).passed
     assert not agreement(expected[:0], expected[:0], [], INT8).passed
+
+
+@pytest.mark.parametrize("limits", [FP16, INT8])
+@pytest.mark.parametrize(("pictures", "passes"), [(6, False), (LEAST_JUDGED - 1, False), (LEAST_JUDGED, True)])
+def test_few_pictures_prove_nothing(limits: Limits, pictures: int, passes: bool) -> None:
+    expected = answers(0.6, pictures)
+    assert agreement(expected, expected, [0] * pictures, limits).passed is passes
+
+
+def test_a_bad_file_hardly_ever_passes_by_luck() -> None:
+    """One that truly changes 5% of the labels, by the binomial distribution, for every number of pictures."""
+    for pictures in range(LEAST_JUDGED, JUDGED + 1):
+        most = pictures - math.ceil(round(INT8.agreement * pictures, 6))
+        luck = sum(math.comb(pictures, wrong) * 0.05**wrong * 0.95 ** (pictures - wrong) for wrong in range(most + 1))
+        assert luck < 0.05, pictures
 
 
 def test_places() -> None:
