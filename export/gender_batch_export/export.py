@@ -16,7 +16,7 @@ from gender_batch.evaluation.metrics import Proportion, measure
 from gender_batch.model.metadata import ModelError
 from gender_batch.model.session import Model
 from gender_batch.training.network import Checkpoint
-from gender_batch.training.run import CHECKPOINT, CONFIG
+from gender_batch.training.run import CHECKPOINT
 from gender_batch_export.card import Variant, model_card
 from gender_batch_export.graph import write_graph
 from gender_batch_export.heldout import HeldOut, held_out
@@ -31,6 +31,9 @@ from gender_batch_export.parity import (
     torch_probabilities,
 )
 from gender_batch_export.precision import FLOAT_CONVOLUTIONS, Pictures, Precision, overflows, write_fp16, write_int8
+
+MODEL = "model.onnx"
+"""The model file's name in the folder of its run."""
 
 
 class ExportError(Exception):
@@ -107,18 +110,14 @@ def export(run: Path, out: Path | None = None, precisions: Sequence[Precision] =
     """Write the model in each of the precisions that passes its gate, and one card beside `out` (RUN/model.onnx).
 
     float32 is always made and proved: the others are made of it. Raises ExportError if it fails, or if nothing that
-    was asked for passes; WeightsError, ModelError. Then earlier files in these places are left as they were.
+    was asked for passes; WeightsError, HeldOutError, ModelError, OSError. Then earlier files in these places are left
+    as they were.
     """
     if not (run / CHECKPOINT).is_file():
         raise ExportError(f"{run}: no {CHECKPOINT} in it; name the folder of a finished `gender-batch train`")
     checkpoint = Checkpoint.load(run / CHECKPOINT)
     pictures = held_out(run, checkpoint.labels, checkpoint.preprocessing)
-    if not pictures.proof:
-        raise ExportError(
-            f"{run / CONFIG}: none of the held-out pictures of its data is there any more; "
-            "the export is proved on them, so bring the folder back to where it was trained from"
-        )
-    out = out or run / "model.onnx"
+    out = out or run / MODEL
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp") as name:
         folder = Path(name)
         float32 = _float32(checkpoint, folder, pictures)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from installed import REPOSITORY
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -16,8 +17,8 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from gender_batch_export.export import place
-from gender_batch_export.heldout import JUDGED, held_out, spread
-from gender_batch_export.parity import LEAST_JUDGED, LIMITS, Limits, agreement
+from gender_batch_export.heldout import JUDGED, HeldOutError, held_out, spread
+from gender_batch_export.parity import CONFIDENT, LEAST_JUDGED, LIMITS, Limits, agreement
 from gender_batch_export.precision import Precision
 
 from gender_batch.pictures.preprocessing import Preprocessing
@@ -131,6 +132,61 @@ def test_no_picture_calibrates_and_judges(tmp_path: Path) -> None:
     assert [one.label for one in held.figures] == [1, 0, 1, 0, 1]
     assert held.figures[0].attributes == {"age": "30-39", "race": "x"}
     assert held.split == "test"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b'{"data": "/pho'),
+        ("config.json", b"{}"),
+        ("config.json", b"[]"),
+        ("config.json", b'{"data": 1}'),
+        ("config.json", b"\xff"),
+        ("heldout.csv", b""),
+        ("heldout.csv", b"split,path,group,label,p_a,p_b\nval,val0.png\n"),
+        ("heldout.csv", b"split,path,group,label,p_a,p_b\nva"),
+        ("heldout.csv", b"split,path,group,label,p_a,p_b\nval,val0.png,,c,0.5,0.5\n"),
+    ],
+)
+def test_a_damaged_file_of_the_run_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    write_held_out(tmp_path, {"val": 4}, [], [])
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(HeldOutError) as caught:
+        held_out(tmp_path, ("a", "b"), Preprocessing(size=4, resize=4))
+    assert str(caught.value).startswith(f"{tmp_path / name}: damaged")
+
+
+@pytest.mark.parametrize(
+    ("splits", "gone", "told"),
+    [
+        ({"val": 4, "test": 4}, "test", "none of the run's test pictures"),
+        ({"val": 4, "test": 4}, "", "none of the run's held-out pictures"),
+        ({"val": 4}, "val", "none of the run's held-out pictures"),
+    ],
+)
+def test_pictures_that_are_gone_are_told_with_their_folder(
+    tmp_path: Path, splits: dict[str, int], gone: str, told: str
+) -> None:
+    write_held_out(tmp_path, splits, [], [])
+    for path in tmp_path.glob(f"{gone}*.png"):
+        path.unlink()
+    with pytest.raises(HeldOutError) as caught:
+        held_out(tmp_path, ("a", "b"), Preprocessing(size=4, resize=4))
+    assert str(caught.value).startswith(f"{tmp_path}: {told}")
+
+
+def test_help_and_documents_tell_the_limits_of_the_gates() -> None:
+    from gender_batch.cli.export import export
+
+    help_text = " ".join((export.help or "").split())
+    limits = f"fp16: {FP16.agreement:.1%} of the labels agree. int8: {INT8.agreement:.1%}, and {INT8.confident:.1%} of "
+    assert f"{limits}those that the checkpoint gives with at least {CONFIDENT:g}" in help_text
+    assert f"within {100 * INT8.accuracy:g} points" in help_text
+    assert f"at least {LEAST_JUDGED} validation pictures" in help_text
+    promise = (REPOSITORY / "export" / "README.md").read_text()
+    assert f"| same label on {FP16.agreement:.1%};" in promise
+    assert f"same label on {INT8.agreement:.1%}, and on {INT8.confident:.1%} of the pictures that it answers" in promise
+    assert f"On fewer than {LEAST_JUDGED}" in promise
 
 
 def test_without_a_test_the_figures_are_of_the_validation(tmp_path: Path) -> None:
