@@ -137,7 +137,7 @@ def export(run: Path, out: Path | None = None, precisions: Sequence[Precision] =
 
         variants = _measure(candidates, wanted, out, pictures)
         text = model_card(Model(float32.file).metadata, variants, pictures, out.stem)
-        (folder / "card").write_text(text)
+        (folder / "card").write_text(text, encoding="utf-8")
         # All have passed: from here on only renames.
         for candidate in wanted:
             os.replace(candidate.file, place(out, candidate.precision))

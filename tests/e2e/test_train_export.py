@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -167,6 +168,7 @@ def test_the_card_carries_figures_attributions_and_limits(model: Path) -> None:
     card = model.with_suffix(".md").read_text()
     for text in ("somebody, CC BY", "apparent", "Intended use", "accuracy", "SHA-256", "uncertain"):
         assert text in card
+    assert re.search(r"weights kept after comparing losses on validation: the (best|last|mean)", card)
 
 
 def test_evaluate_goes_the_way_of_classify(model: Path, labelled: Path, tmp_path: Path) -> None:

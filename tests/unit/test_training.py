@@ -437,6 +437,8 @@ def test_where_pictures_say_nothing_little_of_what_was_learnt_is_kept_of_known_f
     assert not torch.allclose(last, (first + last) / 2, rtol=0, atol=1e-8)
     kept = torch.allclose(network.state_dict()[name], (first + last) / 2, rtol=0, atol=1e-8)
     assert kept == known
+    assert (state.kept == "mean of the first and the last weights") == known
+    assert state.kept
 
 
 @pytest.mark.parametrize(("statistics_from", "own"), [(9, False), (8, True)])
