@@ -9,10 +9,14 @@ from typing import Any
 
 from gender_batch.evaluation.groups import Group
 from gender_batch.evaluation.metrics import Metrics, Proportion
+from gender_batch.evaluation.text import printable
 from gender_batch.model.metadata import Metadata
 from gender_batch_export.heldout import JUDGED, HeldOut
 
 _KIND = {"face": "crops of single faces", "photo": "whole photos"}
+
+_MEANS_SOMETHING = {ord(character): f"&#{ord(character)};" for character in "&<>|`*[]\\"}
+"""What Markdown takes for marks, as entities; not the underscore, which means nothing within a word."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,17 @@ def model_card(metadata: Metadata, variants: Sequence[Variant], pictures: HeldOu
     recipe = training["recipe"]
     counts = training["pictures"]
     sections = [
-        f"# Model card: {name}",
-        f"MobileNetV2 that answers {' or '.join(f'`{label}`' for label in metadata.labels)}, or `uncertain`, "
+        f"# Model card: {_text(name)}",
+        f"MobileNetV2 that answers {' or '.join(map(_verbatim, metadata.labels))}, or `uncertain`, "
         f"for {_KIND[metadata.pictures]}. The labels are *apparent* categories as annotators saw them in a "
         "picture: no statement about how a person sees themselves.",
         "## Data and training",
         f"- {counts['train']:,} pictures to train on, {counts['val']:,} to validate, {counts['test']:,} to test; "
-        f"split by {'person (' + training['groups'] + ')' if training['groups'] else 'picture or given folders'}; "
-        f"SHA-256 over names and contents `{training['data_sha256']}`.\n"
-        f"- {training['program']}: adaptation of the head for at most {recipe['adapt_epochs']} epochs, fine-tuning of "
-        f"all weights for at most {recipe['fine_epochs']} ({training['epochs']} epochs run in all), "
-        f"{recipe['image_size']} x {recipe['image_size']} pixels, seed {recipe['seed']}; weights chosen by "
-        f"validation loss; temperature fitted on validation.{_beside(training)}\n"
+        f"split by {_split_by(training['groups'])}; SHA-256 over names and contents `{training['data_sha256']}`.\n"
+        f"- {training['program']}: adaptation of the head for at most {recipe['adapt_epochs']} epochs, "
+        f"{_fine_tuned(recipe)} ({training['epochs']} epochs run in all), "
+        f"{recipe['image_size']} x {recipe['image_size']} pixels, seed {recipe['seed']}; {_kept(training)}; "
+        f"temperature and threshold fitted on validation.{_beside(training)}\n"
         f"{_started_from(training)}"
         f"- Preprocessing: shorter side to {metadata.preprocessing.resize} pixels (bilinear, antialiased), centre "
         f"{metadata.preprocessing.size} x {metadata.preprocessing.size}.",
@@ -70,7 +73,7 @@ def model_card(metadata: Metadata, variants: Sequence[Variant], pictures: HeldOu
         "Checkpoint in torch against each file as `classify` runs it; int8 and fp16 on validation pictures, of which "
         f"int8 was calibrated on {len(pictures.calibration)} others.\n"
         + "".join(f"\n- {variant.precision}: {variant.proof}." for variant in variants)
-        + "".join(f"\n- SHA-256 of {variant.file}: `{variant.digest}`." for variant in variants if variant.file),
+        + "".join(f"\n- SHA-256 of {_text(variant.file)}: `{variant.digest}`." for variant in variants if variant.file),
         "## Intended use and limits",
         "- For statistics over many pictures (shares, trends), not for decisions about a person: do not use it to "
         "grant, deny, address or identify anybody.\n"
@@ -80,14 +83,28 @@ def model_card(metadata: Metadata, variants: Sequence[Variant], pictures: HeldOu
         "`gender-batch evaluate DATA --groups labels.csv` before you rely on a figure.\n"
         f"- Trained on {_KIND[metadata.pictures]}; on other kinds of pictures it is worse than the figures say.",
         "## Attributions",
-        "\n".join(f"- {attribution}" for attribution in metadata.attributions) or "none given",
+        "\n".join(f"- {_text(attribution)}" for attribution in metadata.attributions) or "none given",
     ]
     return "\n\n".join(section.rstrip() for section in sections) + "\n"
 
 
+def _split_by(groups: str | None) -> str:
+    return f"person ({_verbatim(groups)})" if groups else "picture or given folders"
+
+
+def _fine_tuned(recipe: dict[str, Any]) -> str:
+    return f"then fine-tuning of all weights for {recipe['fine_epochs']}" if recipe["fine_epochs"] else "no fine-tuning"
+
+
+def _kept(training: dict[str, Any]) -> str:
+    """Which weights; a run of before that was noted tells only how they were found."""
+    which = f": the {training['kept']}" if "kept" in training else ""
+    return f"weights kept after comparing losses on validation{which}"
+
+
 def _beside(training: dict[str, Any]) -> str:
-    columns = training.get("auxiliary_columns")
-    return f" Learnt beside the classes, for the features' sake: {', '.join(columns)}." if columns else ""
+    columns = ", ".join(map(_text, training.get("auxiliary_columns", ())))
+    return f" Learnt beside the classes, for the features' sake: {columns}." if columns else ""
 
 
 def _started_from(training: dict[str, Any]) -> str:
@@ -98,7 +115,7 @@ def _started_from(training: dict[str, Any]) -> str:
         taken = "mean of the weights before and after" if before.get("mean_of_both") else "features of"
         lines += (
             f"- Started from the {taken} an earlier training ({before['program']}): "
-            f"{before['pictures']['train']:,} pictures, {before['epochs']} epochs, data `{before['data_sha256'][:16]}`"
+            f"{before['pictures']['train']:,} pictures, {before['epochs']} epochs, data `{before['data_sha256'][:16]}`."
             f"{_beside(before)}\n"
         )
         training = before
@@ -108,7 +125,7 @@ def _started_from(training: dict[str, Any]) -> str:
 def _measured_on(pictures: HeldOut) -> str:
     split, why = {
         "test": ("test", "on which nothing was chosen"),
-        "val": ("validation", "since there is no test: the best epoch and the precisions were chosen on them"),
+        "val": ("validation", "since there is no test: weights, threshold and precisions were chosen on them"),
     }[pictures.split]
     total, people = len(pictures.figures), len({picture.group for picture in pictures.figures})
     shown = f" of {people:,} people" if people < total else ""
@@ -122,7 +139,7 @@ def _figures_per_precision(variants: Sequence[Variant], threshold: float) -> str
     rows = [
         [
             variant.precision,
-            variant.file or "not written",
+            _text(variant.file) if variant.file else "not written",
             f"{variant.size / 1e6:.1f}",
             _interval(variant.metrics.accuracy),
             f"{variant.metrics.calibration_error:.4f}",
@@ -137,7 +154,7 @@ def _figures_per_precision(variants: Sequence[Variant], threshold: float) -> str
 
 def _per_label(variants: Sequence[Variant], labels: Sequence[str]) -> str:
     rows = [
-        [label, *_across([variant.metrics.recall(index) for variant in variants])]
+        [_text(label), *_across([variant.metrics.recall(index) for variant in variants])]
         for index, label in enumerate(labels)
         if variants[0].metrics.recall(index).total
     ]
@@ -148,8 +165,8 @@ def _per_group(variants: Sequence[Variant]) -> str:
     together = zip(*(variant.groups for variant in variants), strict=True)
     tables = []
     for column, groups in groupby(together, key=lambda groups: groups[0].column):
-        rows = [[group[0].value, *_across([one.accuracy for one in group])] for group in groups]
-        tables.append("\n" + _table([column, "pictures", *(variant.precision for variant in variants)], rows))
+        rows = [[_text(group[0].value), *_across([one.accuracy for one in group])] for group in groups]
+        tables.append("\n" + _table([_text(column), "pictures", *(variant.precision for variant in variants)], rows))
     return "".join(tables)
 
 
@@ -163,15 +180,24 @@ def _interval(proportion: Proportion) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    # A value of an attribute is the user's text: a bar in it would be taken for the end of a cell.
     lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _text(text: str) -> str:
+    """Text of the user's (a label, a value of an attribute), so that no character of it is taken for a mark."""
+    return printable(text).translate(_MEANS_SOMETHING)
+
+
+def _verbatim(text: str) -> str:
+    """The same in a typewriter's letters, where there is no backtick in it that would end them."""
+    return _text(text) if "`" in text else f"`{printable(text)}`"
 
 
 def _figures(split: str, figures: dict[str, Any], threshold: float) -> str:
     title = {
         "test": "Test (held out, nothing was chosen on it)",
-        "val": "Validation (the best epoch was chosen on it)",
+        "val": "Validation (weights, temperature and threshold were chosen on it)",
     }[split]
     total = figures["pictures"]
     people = figures.get("people", total)  # runs of earlier versions do not tell
@@ -183,8 +209,8 @@ def _figures(split: str, figures: dict[str, Any], threshold: float) -> str:
         ("expected calibration error", f"{figures['expected_calibration_error']:.4f}"),
     ]
     for label, values in figures["classes"].items():
-        rows.append((f"precision, {label}", _share(values["precision"])))
-        rows.append((f"recall, {label}", _share(values["recall"])))
+        rows.append((f"precision, {_text(label)}", _share(values["precision"])))
+        rows.append((f"recall, {_text(label)}", _share(values["recall"])))
     table = "".join(f"| {name} | {value} |\n" for name, value in rows)
     return f"### {title}\n\n| | value [95% interval] |\n|---|---|\n{table}\n"
 

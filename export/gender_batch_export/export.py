@@ -16,11 +16,12 @@ from gender_batch.evaluation.metrics import Proportion, measure, numbered
 from gender_batch.model.metadata import ModelError
 from gender_batch.model.session import Model
 from gender_batch.training.network import Checkpoint
-from gender_batch.training.run import CHECKPOINT, CONFIG
+from gender_batch.training.run import CHECKPOINT
 from gender_batch_export.card import Variant, model_card
 from gender_batch_export.graph import write_graph
 from gender_batch_export.heldout import HeldOut, held_out
 from gender_batch_export.parity import (
+    LEAST_JUDGED,
     LIMITS,
     Agreement,
     Parity,
@@ -30,6 +31,9 @@ from gender_batch_export.parity import (
     torch_probabilities,
 )
 from gender_batch_export.precision import FLOAT_CONVOLUTIONS, Pictures, Precision, overflows, write_fp16, write_int8
+
+MODEL = "model.onnx"
+"""The model file's name in the folder of its run."""
 
 
 class ExportError(Exception):
@@ -106,26 +110,22 @@ def export(run: Path, out: Path | None = None, precisions: Sequence[Precision] =
     """Write the model in each of the precisions that passes its gate, and one card beside `out` (RUN/model.onnx).
 
     float32 is always made and proved: the others are made of it. Raises ExportError if it fails, or if nothing that
-    was asked for passes; WeightsError, ModelError. Then earlier files in these places are left as they were.
+    was asked for passes; WeightsError, HeldOutError, ModelError, OSError. Then earlier files in these places are left
+    as they were.
     """
     if not (run / CHECKPOINT).is_file():
         raise ExportError(f"{run}: no {CHECKPOINT} in it; name the folder of a finished `gender-batch train`")
     checkpoint = Checkpoint.load(run / CHECKPOINT)
     pictures = held_out(run, checkpoint.labels, checkpoint.preprocessing)
-    if not pictures.proof:
-        raise ExportError(
-            f"{run / CONFIG}: none of the held-out pictures of its data is there any more; "
-            "the export is proved on them, so bring the folder back to where it was trained from"
-        )
-    out = out or run / "model.onnx"
+    out = out or run / MODEL
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp") as name:
         folder = Path(name)
         float32 = _float32(checkpoint, folder, pictures)
         candidates, refused = [float32], []
         lower = [precision for precision in dict.fromkeys(precisions) if precision is not Precision.FP32]
-        gate = _gate(checkpoint, pictures) if lower else None
+        gate = _gate(checkpoint, pictures) if lower else ""
         for precision in lower:
-            result = _lower(float32.file, precision, gate)
+            result = _lower(float32.file, precision, gate) if isinstance(gate, _Gate) else gate
             if isinstance(result, _Candidate):
                 candidates.append(result)
             else:
@@ -137,7 +137,7 @@ def export(run: Path, out: Path | None = None, precisions: Sequence[Precision] =
 
         variants = _measure(candidates, wanted, out, pictures)
         text = model_card(Model(float32.file).metadata, variants, pictures, out.stem)
-        (folder / "card").write_text(text)
+        (folder / "card").write_text(text, encoding="utf-8")
         # All have passed: from here on only renames.
         for candidate in wanted:
             os.replace(candidate.file, place(out, candidate.precision))
@@ -157,10 +157,14 @@ def _float32(checkpoint: Checkpoint, folder: Path, pictures: HeldOut) -> _Candid
     return _Candidate(Precision.FP32, file, parity)
 
 
-def _gate(checkpoint: Checkpoint, pictures: HeldOut) -> _Gate | None:
-    """None where there are no pictures for it."""
-    if not pictures.calibration or not pictures.gate:
-        return None
+def _gate(checkpoint: Checkpoint, pictures: HeldOut) -> _Gate | str:
+    """Or why there is none."""
+    if not pictures.calibration or len(pictures.gate) < LEAST_JUDGED:
+        return (
+            f"{len(pictures.gate)} readable validation pictures are left to judge it on, and of fewer than "
+            f"{LEAST_JUDGED} chance decides; train with at least {2 * LEAST_JUDGED} for validation, since up to half "
+            "of them calibrate; it is not written"
+        )
     paths = [picture.path for picture in pictures.gate]
     spec = checkpoint.preprocessing
     return _Gate(
@@ -171,10 +175,8 @@ def _gate(checkpoint: Checkpoint, pictures: HeldOut) -> _Gate | None:
     )
 
 
-def _lower(float32: Path, precision: Precision, gate: _Gate | None) -> _Candidate | str:
+def _lower(float32: Path, precision: Precision, gate: _Gate) -> _Candidate | str:
     """The candidate with the fewest float convolutions that passes, or why none does."""
-    if gate is None:
-        return "two readable validation pictures are needed, to calibrate and to prove; it is not written"
     file = float32.with_name(f"{precision}.onnx")
     for float_convolutions in FLOAT_CONVOLUTIONS[precision]:
         if precision is Precision.FP16:

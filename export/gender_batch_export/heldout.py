@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +25,10 @@ JUDGED = 2000
 """Most pictures for a gate, and most for the figures of a card: 0.3 points of accuracy are six of them."""
 
 Item = TypeVar("Item")
+
+
+class HeldOutError(Exception):
+    """The pictures that a run held out are not known, or not there, any more. The message names file or folder."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +58,33 @@ class HeldOut:
 
 
 def held_out(run: Path, labels: Sequence[str], preprocessing: Preprocessing) -> HeldOut:
-    """The parts of the run's held-out pictures that are still there and readable."""
-    splits = _read(run, labels)
+    """The parts of the run's held-out pictures that are still there and readable.
+
+    Raises HeldOutError where none is left to prove the export on, or to tell the card's figures from; OSError.
+    """
+    root = _root(run)
+    splits = _read(run, root, labels)
     val, test = splits["val"], splits["test"]
     calibration = spread(val, min(CALIBRATED, len(val) // 2))
     chosen = {picture.path for picture in calibration}
     others = [picture for picture in val if picture.path not in chosen]
-    return HeldOut(
+    found = HeldOut(
         proof=_readable(spread([*val, *test], PROVED), preprocessing),
         calibration=_readable(calibration, preprocessing),
         gate=_readable(spread(others, JUDGED), preprocessing),
         figures=_readable(spread(test or val, JUDGED), preprocessing),
         split="test" if test else "val",
     )
+    for pictures, which, use in (
+        (found.proof, "held-out", "the export is proved on them"),
+        (found.figures, "test" if test else "validation", "the card's figures are of them"),
+    ):
+        if not pictures:
+            raise HeldOutError(
+                f"{root}: none of the run's {which} pictures can be read there any more; {use}, "
+                "so bring the folder back to where it was trained from"
+            )
+    return found
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
@@ -74,12 +93,18 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
     return [items[number * len(items) // count] for number in range(count)]
 
 
-def _read(run: Path, labels: Sequence[str]) -> dict[str, list[Picture]]:
+def _root(run: Path) -> Path:
+    """The folder of the pictures that were trained on."""
+    with _damage_told(run / CONFIG):
+        config = json.loads((run / CONFIG).read_text())
+        return Path(config.get(PICTURES, config["data"]))
+
+
+def _read(run: Path, root: Path, labels: Sequence[str]) -> dict[str, list[Picture]]:
     """Columns are split, path, group, label, any attributes, and a probability per label."""
-    config = json.loads((run / CONFIG).read_text())
-    root = Path(config.get(PICTURES, config["data"]))
     splits: dict[str, list[Picture]] = {"val": [], "test": []}
-    with (run / HELD_OUT).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+    path = run / HELD_OUT
+    with _damage_told(path), path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         columns = list(reader.fieldnames or ())
         attributes = columns[columns.index("label") + 1 : len(columns) - len(labels)]
@@ -88,6 +113,15 @@ def _read(run: Path, labels: Sequence[str]) -> dict[str, list[Picture]]:
             picture = Picture(str(root / row["path"]), labels.index(row["label"]), row["group"], known)
             splits[row["split"]].append(picture)
     return splits
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """What a file of the run lacks, or holds of another kind, becomes a HeldOutError."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
+        raise HeldOutError(f"{path}: damaged ({error!r}); bring it back from a copy, or train again") from None
 
 
 def _readable(pictures: Sequence[Picture], preprocessing: Preprocessing) -> tuple[Picture, ...]:

@@ -77,13 +77,13 @@ def _has_vnni(cpu_info: Path) -> bool:
 class Model:
     """A model file opened for inference; with `path` None the program's own, in the precision that suits the device.
 
-    `path` is then the file that was taken.
+    `path` is then the file that was taken, `digest()` its SHA-256 when it was opened.
     With `threads` None ONNX Runtime uses all cores; a worker that has one core to itself passes 1.
     Raises ModelError for a file that cannot be served, NoGpuError where `device` is "cuda" and CUDA is not usable.
     """
 
     def __init__(self, path: Path | None, device: str = "cpu", threads: int | None = None) -> None:
-        self.path, self._session, self.device = _open(path, device, threads)
+        self.path, self._digest, self._session, self.device = _open(path, device, threads)
         self.metadata = _metadata(self._session, self.path)
         self._input = self._session.get_inputs()[0].name
 
@@ -97,9 +97,8 @@ class Model:
         return BoundModel(self._session, self.device.name, batch, self.metadata)
 
     def digest(self) -> str:
-        """SHA-256 of the file."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """SHA-256 of the file as it was opened: it may have been replaced since, by tonight's export."""
+        return self._digest
 
 
 class BoundModel:
@@ -153,25 +152,38 @@ def _in_a_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _open(path: Path | None, device: str, threads: int | None) -> tuple[Path, Any, Device]:
+def _open(path: Path | None, device: str, threads: int | None) -> tuple[Path, str, Any, Device]:
+    """The file that is taken, its SHA-256, its session, and where that runs."""
     missing: Missing | None = None
     if device != "cpu":
         missing = missing_for_cuda()
         if missing is None:
             on_cuda = path or default_model("cuda")
+            digest = _sha256(on_cuda)
             session = _session_on_gpu(on_cuda, threads)
             if not isinstance(session, Missing):
-                return on_cuda, session, Device("cuda", "a picture was scored with ONNX Runtime's CUDA provider")
+                reason = "a picture was scored with ONNX Runtime's CUDA provider"
+                return on_cuda, digest, session, Device("cuda", reason)
             missing = session
         if device == "cuda":
             raise NoGpuError(f"--device cuda: {missing}")
     on_cpu = path or default_model("cpu")
-    return on_cpu, _session_on_cpu(on_cpu, threads), Device("cpu", str(missing) if missing else "as asked for")
+    digest = _sha256(on_cpu)
+    reason = str(missing) if missing else "as asked for"
+    return on_cpu, digest, _session_on_cpu(on_cpu, threads), Device("cpu", reason)
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model file; `gender-batch export` makes one")
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); see to its permissions and its disk") from None
 
 
 def _session_on_cpu(path: Path, threads: int | None) -> Any:
-    if not path.is_file():
-        raise ModelError(f"{path}: no such model file; `gender-batch export` makes one")
     try:
         return _session(path, "CPUExecutionProvider", threads)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's own errors share no public base class
@@ -215,4 +227,22 @@ def _session(path: Path, provider: str, threads: int | None) -> Any:
 
 
 def _metadata(session: Any, path: Path) -> Metadata:
-    return Metadata.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), str(path))
+    """What the file says of itself, if that is true of its graph. Raises ModelError."""
+    metadata = Metadata.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), str(path))
+    size = metadata.preprocessing.size
+    said = f"tensor(uint8) (N, {size}, {size}, 3) -> tensor(float) (N, {len(metadata.labels)})"
+    pictures, probabilities = (
+        ", ".join(map(_form, values)) for values in (session.get_inputs(), session.get_outputs())
+    )
+    if said != f"{pictures} -> {probabilities}":
+        raise ModelError(
+            f"{path}: its graph, {pictures} -> {probabilities}, is not that of its metadata's labels and size, {said}; "
+            "export the model again with `gender-batch export`"
+        )
+    return metadata
+
+
+def _form(value: Any) -> str:
+    """Type and shape of an input or output: tensor(float) (N, 2), where N is any number of pictures."""
+    sides = ["N" if index == 0 and not isinstance(side, int) else str(side) for index, side in enumerate(value.shape)]
+    return f"{value.type} ({', '.join(sides)})"

@@ -135,13 +135,18 @@ def fit(
     _Phase(training, _fine_tuned(network, auxiliary, recipe), recipe.fine_epochs).run()
 
     # 4. A mean with the start, the best epoch of both phases, the last one or the mean of the two is the result.
-    network.load_state_dict(_result(training))
+    state.kept, weights = _result(training)
+    network.load_state_dict(weights)
     network.eval()
+    watcher.note(f"kept: the {state.kept}")
+    state.save(state_file)
     return state.history
 
 
-def _result(training: _Training) -> dict[str, Tensor]:
-    """Of the weights of the best epoch, the last ones and their mean (Wortsman et al. 2022: networks that were tuned
+def _result(training: _Training) -> tuple[str, dict[str, Tensor]]:
+    """What is kept, in words, and its weights.
+
+    Of the weights of the best epoch, the last ones and their mean (Wortsman et al. 2022: networks that were tuned
     from one start lie in one basin) those of the least validation loss. Where the features were known, the mean of the
     first and the last weights of the fine-tuning, unless those are better by more than luck.
 
@@ -150,7 +155,7 @@ def _result(training: _Training) -> dict[str, Tensor]:
     """
     network, state, val = training.network, training.state, training.val
     if not state.average:  # nothing was fine-tuned
-        return state.best_weights or _copy(network)
+        return "best epoch", state.best_weights or _copy(network)
     averages = {name.removeprefix("module."): tensor for name, tensor in state.average.items() if "." in name}
     best, last = state.best_weights, averages if training.recipe.average else state.weights
     candidates = {"last epoch": last}
@@ -166,8 +171,7 @@ def _result(training: _Training) -> dict[str, Tensor]:
         losses.append(functional.cross_entropy(scaled, val.truth, training.class_weights, reduction="none"))
     found = torch.stack(losses)
     name = list(candidates)[choose(found) if training.known else int(found.mean(1).argmin())]
-    training.watcher.note(f"kept: the {name}")
-    return candidates[name]
+    return name, candidates[name]
 
 
 def choose(losses: Tensor) -> int:

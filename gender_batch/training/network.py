@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
 from gender_batch import model
 from gender_batch.outputs.publish import published
-from gender_batch.pictures.preprocessing import Preprocessing
+from gender_batch.pictures.preprocessing import Preprocessing, PreprocessingError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -189,8 +191,19 @@ def _description(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be read as a checkpoint ({error})") from None
-    found: dict[str, Any] = json.loads(metadata.get("gender_batch", "{}"))
+    with _damage_told(path):
+        found: dict[str, Any] = dict(json.loads(metadata.get("gender_batch", "{}")))
     return found
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """What a checkpoint's metadata lack, or hold of another kind, becomes a WeightsError."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        what = error if isinstance(error, PreprocessingError) else f"damaged metadata ({error!r})"
+        raise WeightsError(f"{path}: {what}; update gender-batch, or train again with this version") from None
 
 
 @dataclass(frozen=True)
@@ -234,18 +247,25 @@ class Checkpoint:
         description = _description(path)
         if not description:
             raise WeightsError(f"{path}: not a checkpoint of `gender-batch train`")
-        state = load_file(path)
-        network = Network(len(description["labels"]))
-        network.load_state_dict(state)
-        network.eval()
-        return cls(
-            network=network,
-            labels=tuple(description["labels"]),
-            preprocessing=Preprocessing.from_dict(description["preprocessing"]),
-            temperature=description["temperature"],
-            threshold=description["threshold"],
-            pictures=description["pictures"],
-            training=description["training"],
-            figures=description["figures"],
-            attributions=tuple(description["attributions"]),
-        )
+        with _damage_told(path):
+            checkpoint = cls(
+                network=Network(len(description["labels"])),
+                labels=tuple(description["labels"]),
+                preprocessing=Preprocessing.from_dict(description["preprocessing"]),
+                temperature=float(description["temperature"]),
+                threshold=float(description["threshold"]),
+                pictures=description["pictures"],
+                training=dict(description["training"]),
+                figures=dict(description["figures"]),
+                attributions=tuple(description["attributions"]),
+            )
+        try:
+            checkpoint.network.load_state_dict(_state_dict(path))
+        except RuntimeError as error:
+            what = " ".join(str(error).split())[:300]
+            raise WeightsError(
+                f"{path}: its tensors are not those of a network for its {len(checkpoint.labels)} labels ({what}); "
+                "train again"
+            ) from None
+        checkpoint.network.eval()
+        return checkpoint

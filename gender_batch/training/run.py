@@ -272,6 +272,7 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
         "init_training": origin.training,
         "recipe": asdict(recipe),
         "epochs": len(history),
+        "kept": State.load(folder / STATE).kept,
         "pictures": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         "balance": order.balance,
         "auxiliary_columns": list(order.auxiliary),

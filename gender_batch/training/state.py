@@ -68,6 +68,8 @@ class State:
     optimizer: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     history: list[Epoch] = field(default_factory=list)
+    kept: str = ""
+    """Which weights are the result, in words, once all epochs are done."""
 
     def save(self, path: Path) -> None:
         content = {**vars(self), "history": [asdict(epoch) for epoch in self.history]}

@@ -165,7 +165,7 @@ def test_the_card_has_the_figures_that_the_files_really_reach(exported: Path, te
 
 
 def test_only_what_was_asked_for_is_written(test_faces: Path, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", embedded_network()[0], test_faces, 40, 20)
+    run = write_run(tmp_path / "run", embedded_network()[0], test_faces, 200, 20)
     before = {path.name for path in run.iterdir()}
     result = in_this_process("export", run, "--precision", "fp16", "--out", tmp_path / "mine.onnx")
     assert result.returncode == 0, result.stderr
@@ -189,7 +189,7 @@ def scale_between(network: Network, before: str, after: str, factor: float, chan
 def test_what_float16_cannot_hold_is_refused_and_the_others_are_written(test_faces: Path, tmp_path: Path) -> None:
     network, _ = embedded_network()
     scale_between(network, "17.conv.3", "18.0", 2.0**20)
-    run = write_run(tmp_path / "run", network, test_faces, 80, 20)
+    run = write_run(tmp_path / "run", network, test_faces, 200, 20)
     (run / "model.fp16.onnx").write_bytes(b"of an earlier export")
     result = in_this_process("export", run, "--precision", "fp16", "--precision", "fp32")
     assert result.returncode == 1
@@ -208,7 +208,7 @@ def test_what_float16_cannot_hold_is_refused_and_the_others_are_written(test_fac
 def test_early_layers_that_float16_cannot_hold_stay_in_float32(test_faces: Path, tmp_path: Path) -> None:
     network, _ = embedded_network()
     scale_between(network, "1.conv.2", "2.conv.0.0", 2.0**20)
-    run = write_run(tmp_path / "run", network, test_faces, 80, 20)
+    run = write_run(tmp_path / "run", network, test_faces, 200, 20)
     result = in_this_process("export", run, "--precision", "fp16")
     assert result.returncode == 0, result.stderr
     assert b"first 9 convolutions in float32" in result.stdout
@@ -217,7 +217,7 @@ def test_early_layers_that_float16_cannot_hold_stay_in_float32(test_faces: Path,
 def test_what_int8_cannot_hold_leaves_no_file(test_faces: Path, tmp_path: Path) -> None:
     network, _ = embedded_network()
     scale_between(network, "17.conv.3", "18.0", 2.0**12, slice(3))
-    run = write_run(tmp_path / "run", network, test_faces, 80, 20)
+    run = write_run(tmp_path / "run", network, test_faces, 200, 20)
     before = {path.name for path in run.iterdir()}
     result = in_this_process("export", run, "--precision", "int8")
     assert result.returncode == 1
@@ -225,12 +225,18 @@ def test_what_int8_cannot_hold_leaves_no_file(test_faces: Path, tmp_path: Path) 
     assert {path.name for path in run.iterdir()} == before
 
 
-def test_one_validation_picture_is_too_few(test_faces: Path, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", embedded_network()[0], test_faces, 0, 20)
+@pytest.mark.parametrize("validation", [0, 12])
+def test_on_few_validation_pictures_no_lower_precision_is_judged(
+    test_faces: Path, tmp_path: Path, validation: int
+) -> None:
+    run = write_run(tmp_path / "run", embedded_network()[0], test_faces, validation, 20)
     result = in_this_process("export", run, "--precision", "int8", "--precision", "fp32")
     assert result.returncode == 1
-    assert b"validation pictures" in result.stderr
+    told = result.stderr.decode()
+    assert told.startswith(f"gender-batch: int8: {validation // 2} readable validation pictures are left")
+    assert "at least 200 for validation" in told
     assert (run / "model.onnx").is_file()
+    assert not (run / "model.int8.onnx").exists()
 
 
 def test_float16_of_a_graph_is_a_valid_graph_wherever_it_begins(tmp_path: Path, faces: list[Path]) -> None:

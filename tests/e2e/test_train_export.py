@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -169,6 +172,7 @@ def test_the_card_carries_figures_attributions_and_limits(model: Path) -> None:
     card = model.with_suffix(".md").read_text()
     for text in ("somebody, CC BY", "apparent", "Intended use", "accuracy", "SHA-256", "uncertain"):
         assert text in card
+    assert re.search(r"weights kept after comparing losses on validation: the (best|last|mean)", card)
 
 
 def test_evaluate_goes_the_way_of_classify(model: Path, labelled: Path, tmp_path: Path) -> None:
@@ -208,6 +212,33 @@ def test_an_export_that_fails_its_gate_leaves_no_file(run: Path, tmp_path: Path)
     assert result.returncode == 1
     assert b"not written" in result.stderr
     assert {path.name for path in copy.iterdir()} == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_export_that_is_stopped_says_so_and_leaves_nothing(run: Path, tmp_path: Path, number: int) -> None:
+    arguments = [COMMAND, "export", run, "--out", tmp_path / "mine.onnx"]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not any(tmp_path.glob("*/*")):
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 128 + number
+        assert process.stderr is not None
+        told = process.stderr.read().decode()
+    assert told.startswith(f"gender-batch: stopped by {signal.Signals(number).name}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_with_the_file(run: Path, tmp_path: Path) -> None:
+    """A limit of a file's size, which the system tells as it does of a full disk: without the file's name."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        result = in_this_process("export", run, "--out", tmp_path / "mine.onnx")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert result.returncode == 1
+    assert result.stderr.decode() == f"gender-batch: {tmp_path / 'mine.onnx'}: File too large\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_gate_notices_another_checkpoint(run: Path, model: Path, faces: list[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from gender_batch_export.heldout import HeldOut, Picture
 from gender_batch.evaluation.groups import by_group
 from gender_batch.evaluation.metrics import Proportion, measure
 from gender_batch.model.metadata import Metadata
+from gender_batch.model.session import DEFAULT_FOLDER, Model
 from gender_batch.pictures.preprocessing import Preprocessing
 
 LABELS = ("female", "male")
@@ -114,6 +116,66 @@ def test_the_card_tells_how_many_people_are_on_the_pictures() -> None:
     assert "| pictures | 8 of 3 people |" in card(metadata=replace(METADATA, figures={"val": None, "test": figures}))
     del figures["people"]  # as in a checkpoint of an earlier version
     assert "| pictures | 8 |" in card(metadata=replace(METADATA, figures={"val": None, "test": figures}))
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [("test", "nothing was chosen"), ("val", "weights, threshold and precisions were chosen on them")],
+)
+def test_the_card_tells_which_weights_were_kept(split: str, words: str) -> None:
+    text = card(split)
+    assert "at most 1 epochs, then fine-tuning of all weights for 2 (3 epochs run in all)" in text
+    assert "weights kept after comparing losses on validation; temperature and threshold fitted" in text
+    assert "best epoch" not in text
+    assert words in text
+    training = {**METADATA.training, "kept": "mean of the first and the last weights"}
+    told = card(split, replace(METADATA, training=training))
+    assert "comparing losses on validation: the mean of the first and the last weights; temperature" in told
+    without = {**METADATA.training, "recipe": {**METADATA.training["recipe"], "fine_epochs": 0}}
+    assert "at most 1 epochs, no fine-tuning (3 epochs" in card(split, replace(METADATA, training=without))
+
+
+def test_what_others_wrote_is_shown_and_is_no_mark() -> None:
+    """Labels are folders' names, values are of the user's table: of any characters, even undecodable bytes."""
+    labels = ("a|b", "<b>`\n\udce9[x](y) é")
+    told = measure(np.array([[0.9, 0.1], [0.4, 0.6]]), [0, 1], labels, 0.7)
+    groups = by_group([{"who|": "*x*\r", "no": ""}, {"who|": "\ud800&", "no": "\u202e"}], list(labels), [True, False])
+    one = replace(variant("fp32", "m\udce9.onnx", TRUTH), metrics=told, groups=groups)
+    pictures = tuple(Picture(f"{label}.jpg", label, str(label), {}) for label in (0, 1))
+    held = HeldOut(proof=pictures, calibration=(), gate=(), figures=pictures, split="test")
+    training = {**METADATA.training, "groups": "(`.*`)", "auxiliary_columns": ["<i>"]}
+    figures = {"test": told.to_dict(), "val": None}
+    attributions = ("me\n# Another", "x <y>")
+    metadata = replace(METADATA, labels=labels, training=training, figures=figures, attributions=attributions)
+    text = model_card(metadata, [one], held, "m\udce9")
+
+    assert text.encode() == text.encode("utf-8")
+    assert all(line.isprintable() for line in text.splitlines())
+    for mark in ("<b>", "<i>", "<y>", "*x*", "[x]", "\n# Another", "`.*`"):
+        assert mark not in text
+    for line in (line for line in text.splitlines() if line.startswith("|")):
+        assert line.count("|") in {3, 4, 9}, line
+    rendered = html.unescape(text)
+    for shown in (
+        "| precision, a|b |",
+        "| <b>`\\n\\xe9[x](y) é | 1 |",
+        "| *x*\\r |",
+        "| \\ud800& |",
+        "person ((`.*`))",
+    ):
+        assert shown in rendered, shown
+    assert "answers `a|b` or " in text
+
+
+def test_the_card_of_the_programs_own_model_says_what_the_export_would() -> None:
+    model = Model(DEFAULT_FOLDER / "apparent-gender.onnx")
+    expected = card(metadata=model.metadata).splitlines()
+    shipped = (DEFAULT_FOLDER / "apparent-gender.md").read_text(encoding="utf-8").splitlines()
+    start, end = (expected.index(f"## {title}") for title in ("Data and training", "Figures of the files"))
+    assert shipped[start:end] == expected[start:end]
+    start, other = (lines.index("## Figures of the checkpoint, from training") for lines in (shipped, expected))
+    end, other_end = (lines.index("## Proof of export") for lines in (shipped, expected))
+    assert shipped[start:end] == expected[other:other_end]
 
 
 def test_the_card_tells_what_came_before() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from installed import REPOSITORY
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -15,8 +17,8 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from gender_batch_export.export import place
-from gender_batch_export.heldout import held_out, spread
-from gender_batch_export.parity import LIMITS, agreement
+from gender_batch_export.heldout import JUDGED, HeldOutError, held_out, spread
+from gender_batch_export.parity import CONFIDENT, LEAST_JUDGED, LIMITS, Limits, agreement
 from gender_batch_export.precision import Precision
 
 from gender_batch.pictures.preprocessing import Preprocessing
@@ -69,12 +71,27 @@ def test_int8_agrees_on_998_of_1000_sure_ones(confident: int, passes: bool) -> N
 
 
 def test_what_is_no_number_or_has_no_picture_does_not_pass() -> None:
-    expected = answers(0.6, 10)
+    expected = answers(0.6, 1000)
     broken = expected.copy()
     broken[3] = np.nan
-    assert not agreement(broken, expected, [0] * 10, FP16).passed
-    assert not agreement(expected, expected, [0] * 10, FP16, finite=False).passed
+    assert not agreement(broken, expected, [0] * 1000, FP16).passed
+    assert not agreement(expected, expected, [0] * 1000, FP16, finite=False).passed
     assert not agreement(expected[:0], expected[:0], [], INT8).passed
+
+
+@pytest.mark.parametrize("limits", [FP16, INT8])
+@pytest.mark.parametrize(("pictures", "passes"), [(6, False), (LEAST_JUDGED - 1, False), (LEAST_JUDGED, True)])
+def test_few_pictures_prove_nothing(limits: Limits, pictures: int, passes: bool) -> None:
+    expected = answers(0.6, pictures)
+    assert agreement(expected, expected, [0] * pictures, limits).passed is passes
+
+
+def test_a_bad_file_hardly_ever_passes_by_luck() -> None:
+    """One that truly changes 5% of the labels, by the binomial distribution, for every number of pictures."""
+    for pictures in range(LEAST_JUDGED, JUDGED + 1):
+        most = pictures - math.ceil(round(INT8.agreement * pictures, 6))
+        luck = sum(math.comb(pictures, wrong) * 0.05**wrong * 0.95 ** (pictures - wrong) for wrong in range(most + 1))
+        assert luck < 0.05, pictures
 
 
 def test_places() -> None:
@@ -115,6 +132,61 @@ def test_no_picture_calibrates_and_judges(tmp_path: Path) -> None:
     assert [one.label for one in held.figures] == [1, 0, 1, 0, 1]
     assert held.figures[0].attributes == {"age": "30-39", "race": "x"}
     assert held.split == "test"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b'{"data": "/pho'),
+        ("config.json", b"{}"),
+        ("config.json", b"[]"),
+        ("config.json", b'{"data": 1}'),
+        ("config.json", b"\xff"),
+        ("heldout.csv", b""),
+        ("heldout.csv", b"split,path,group,label,p_a,p_b\nval,val0.png\n"),
+        ("heldout.csv", b"split,path,group,label,p_a,p_b\nva"),
+        ("heldout.csv", b"split,path,group,label,p_a,p_b\nval,val0.png,,c,0.5,0.5\n"),
+    ],
+)
+def test_a_damaged_file_of_the_run_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    write_held_out(tmp_path, {"val": 4}, [], [])
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(HeldOutError) as caught:
+        held_out(tmp_path, ("a", "b"), Preprocessing(size=4, resize=4))
+    assert str(caught.value).startswith(f"{tmp_path / name}: damaged")
+
+
+@pytest.mark.parametrize(
+    ("splits", "gone", "told"),
+    [
+        ({"val": 4, "test": 4}, "test", "none of the run's test pictures"),
+        ({"val": 4, "test": 4}, "", "none of the run's held-out pictures"),
+        ({"val": 4}, "val", "none of the run's held-out pictures"),
+    ],
+)
+def test_pictures_that_are_gone_are_told_with_their_folder(
+    tmp_path: Path, splits: dict[str, int], gone: str, told: str
+) -> None:
+    write_held_out(tmp_path, splits, [], [])
+    for path in tmp_path.glob(f"{gone}*.png"):
+        path.unlink()
+    with pytest.raises(HeldOutError) as caught:
+        held_out(tmp_path, ("a", "b"), Preprocessing(size=4, resize=4))
+    assert str(caught.value).startswith(f"{tmp_path}: {told}")
+
+
+def test_help_and_documents_tell_the_limits_of_the_gates() -> None:
+    from gender_batch.cli.export import export
+
+    help_text = " ".join((export.help or "").split())
+    limits = f"fp16: {FP16.agreement:.1%} of the labels agree. int8: {INT8.agreement:.1%}, and {INT8.confident:.1%} of "
+    assert f"{limits}those that the checkpoint gives with at least {CONFIDENT:g}" in help_text
+    assert f"within {100 * INT8.accuracy:g} points" in help_text
+    assert f"at least {LEAST_JUDGED} validation pictures" in help_text
+    promise = (REPOSITORY / "export" / "README.md").read_text()
+    assert f"| same label on {FP16.agreement:.1%};" in promise
+    assert f"same label on {INT8.agreement:.1%}, and on {INT8.confident:.1%} of the pictures that it answers" in promise
+    assert f"On fewer than {LEAST_JUDGED}" in promise
 
 
 def test_without_a_test_the_figures_are_of_the_validation(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,10 @@ from PIL import Image
 
 from gender_batch.model import session
 from gender_batch.model.cuda import page_locked
-from gender_batch.model.metadata import ModelError
+from gender_batch.model.metadata import KEY, ModelError
 from gender_batch.model.session import (
     CPU_INFO,
+    DEFAULT_FOLDER,
     GpuError,
     Model,
     NoGpuError,
@@ -101,6 +105,65 @@ def test_memory_is_page_locked_where_there_is_a_gpu_and_else_as_good_as_before()
         assert locked is torch.cuda.is_available()
         array += 1
     np.testing.assert_array_equal(array, np.arange(1, 10_001))
+
+
+def with_metadata(path: Path, **values: Any) -> Path:
+    """A copy of the program's float32 model beside `path`, whose metadata say something else."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(DEFAULT_FOLDER / FP32)
+    content = json.loads(next(prop.value for prop in model.metadata_props if prop.key == KEY))
+    onnx.helper.set_model_props(model, {KEY: json.dumps({**content, **values})})
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "labels", "told"),
+    [
+        (200, ["female", "male", "other"], "(N, 3)"),
+        (192, ["female", "male"], "(N, 192, 192, 3)"),
+        (200, ["female", "male"], None),
+    ],
+)
+def test_metadata_that_do_not_fit_the_graph_are_refused_when_it_is_opened(
+    tmp_path: Path, size: int, labels: list[str], told: str | None
+) -> None:
+    """Rows of such a model would be shifted by a column, or all its pictures crash."""
+    spec = replace(Model(DEFAULT_FOLDER / FP32).metadata.preprocessing, size=size, resize=size)
+    path = with_metadata(tmp_path / "mine.onnx", labels=labels, preprocessing=spec.to_dict())
+    if told is None:
+        assert Model(path).metadata.labels == tuple(labels)
+        return
+    with pytest.raises(ModelError) as caught:
+        Model(path)
+    for words in (str(path), told, "(N, 200, 200, 3)", "(N, 2)", "gender-batch export"):
+        assert words in str(caught.value)
+
+
+def test_a_graph_for_batches_of_one_size_is_refused(tmp_path: Path) -> None:
+    path = with_metadata(tmp_path / "mine.onnx")
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match=r"uint8\) \(1, 200"):
+        Model(path)
+
+
+def test_the_digest_is_that_of_the_file_that_was_opened(tmp_path: Path) -> None:
+    path = tmp_path / "mine.onnx"
+    shutil.copy(DEFAULT_FOLDER / FP32, path)
+    model = Model(path)
+    path.write_bytes(b"of another export")
+    assert model.digest() == hashlib.sha256((DEFAULT_FOLDER / FP32).read_bytes()).hexdigest()
+
+
+def test_a_file_that_must_not_be_read_is_told(unprivileged: Path) -> None:
+    path = unprivileged / "mine.onnx"
+    path.write_bytes(b"secret")
+    path.chmod(0)
+    with pytest.raises(ModelError, match=r"mine\.onnx: cannot be read \(Permission denied\)"):
+        Model(path)
 
 
 class FailingGpu:

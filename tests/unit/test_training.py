@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
+from safetensors.torch import save_file
 from watching import Told
 
 from gender_batch.evaluation.gallery import Answer
@@ -286,6 +288,44 @@ def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
         Checkpoint.load(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(
+    ("description", "told"),
+    [
+        ("{", "JSONDecodeError"),
+        ("[1]", "damaged metadata"),
+        ({"labels": ...}, "KeyError('labels')"),
+        ({"temperature": ...}, "KeyError('temperature')"),
+        ({"temperature": "warm"}, "warm"),
+        ({"labels": 2}, "damaged metadata"),
+        ({"preprocessing": {"size": 64}}, "unknown preprocessing"),
+        ({"labels": ["a", "b", "c"]}, "its 3 labels"),
+    ],
+)
+def test_a_checkpoint_whose_metadata_do_not_fit_is_refused_and_named(
+    tmp_path: Path, description: str | dict[str, object], told: str
+) -> None:
+    whole = {
+        "labels": ["a", "b"],
+        "preprocessing": Recipe(image_size=64).preprocessing.to_dict(),
+        "temperature": 1.0,
+        "threshold": 0.6,
+        "pictures": "face",
+        "training": {},
+        "figures": {},
+        "attributions": [],
+    }
+    if isinstance(description, dict):
+        changed = {**whole, **description}
+        description = json.dumps({name: value for name, value in changed.items() if value is not ...})
+    path = tmp_path / "checkpoint.safetensors"
+    save_file(Network(2).state_dict(), path, {"gender_batch": description})
+    with pytest.raises(WeightsError) as caught:
+        Checkpoint.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_command_line_has_the_defaults_of_the_recipe() -> None:
     from gender_batch.cli.train import train
 
@@ -399,6 +439,8 @@ def test_where_pictures_say_nothing_little_of_what_was_learnt_is_kept_of_known_f
     assert not torch.allclose(last, (first + last) / 2, rtol=0, atol=1e-8)
     kept = torch.allclose(network.state_dict()[name], (first + last) / 2, rtol=0, atol=1e-8)
     assert kept == known
+    assert (state.kept == "mean of the first and the last weights") == known
+    assert state.kept
 
 
 @pytest.mark.parametrize(("statistics_from", "own"), [(9, False), (8, True)])
