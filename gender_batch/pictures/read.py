@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import BinaryIO
 
 import numpy as np
@@ -216,6 +217,11 @@ def _format_of(data: bytes) -> str | None:
         if brands & {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}:
             return "HEIF"
     return None
+
+
+def reads_heif() -> bool:
+    """Whether what HEIC pictures need is installed."""
+    return find_spec("pillow_heif") is not None
 
 
 def _require_heif() -> None:

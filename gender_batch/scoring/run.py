@@ -12,6 +12,7 @@ from gender_batch.faces.look import LOOKING, FaceSearch
 from gender_batch.model.metadata import Metadata
 from gender_batch.model.session import Device, Model
 from gender_batch.pictures.preprocessing import READING
+from gender_batch.pictures.read import reads_heif
 from gender_batch.prediction import PROBABILITY_DIGITS, UNCERTAIN, Box, Person, Prediction, Reason, Status, decide
 from gender_batch.scoring.batches import GPU_BATCH, BatchInference
 from gender_batch.scoring.cores import usable_cores
@@ -125,8 +126,9 @@ class Scorer:
 
     def digest(self) -> str:
         """Stands for all that decides an answer: the model file, in which threshold and preprocessing are written,
-        and how this version reads and resizes pictures, finds faces and chooses among them."""
-        digest = f"{self._model.digest()} {READING}"
+        how this version reads and resizes pictures, finds faces and chooses among them, and what is installed to read
+        HEIC."""
+        digest = f"{self._model.digest()} {READING}{' heif' if reads_heif() else ''}"
         if not self.search:
             return digest
         asked = f"{'every' if self.search.every else 'main'} {'whole' if self.search.whole else 'none'}"
