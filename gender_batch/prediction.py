@@ -38,7 +38,7 @@ class Status(StrEnum):
 
     @property
     def tells_of_content(self) -> bool:
-        """The same content gets it again. The others tell of a moment: a mount that was away, a machine that was busy."""
+        """The same content gets it again. The others tell of a moment: a mount that was away, a busy machine."""
         return self not in (Status.UNREADABLE, Status.TIMEOUT, Status.CRASHED)
 
 

@@ -173,12 +173,12 @@ def test_the_same_file_twice_has_two_rows(folder: Folder, policy: Policy, monkey
 
 
 def test_a_time_that_no_state_can_hold_is_never_known() -> None:
-    with TemporaryDirectory(dir="/dev/shm") as name:  # noqa: S108 - other file systems know no such time
+    with TemporaryDirectory(dir="/dev/shm") as name:  # other file systems know no such time
         folder = Folder(Path(name))
         far = folder.write("far", "x", mtime=0)
         os.utime(far, (99_999_999_999, 99_999_999_999))
         if os.stat(far).st_mtime_ns < 2**63:
-            pytest.skip("/dev/shm is no tmpfs")
+            pytest.skip("it is no tmpfs")
         folder.write("near", "x")
         assert folder.night()[0] == ["far", "near"]
         assert folder.night()[0] == ["far"]
