@@ -307,7 +307,7 @@ class WorkerPool:
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """The terminal's Ctrl-C goes to all processes: those that are started meanwhile never see it, also while they import
+    """The terminal's Ctrl-C goes to all processes: those started meanwhile never see it, also while they import
     what they need; this one does afterwards."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may say what is done with signals
