@@ -325,7 +325,9 @@ class _Errors:
                 "and may this user write there?"
             ) from None
         if isinstance(error, sqlite3.DatabaseError):
-            raise StateError(f"{self.path}: no state, or a damaged one ({error}); start over with --fresh") from None
+            raise StateError(
+                f"{self.path}: no state, or a damaged one ({error}); name another file with --state, or remove this one"
+            ) from None
         if isinstance(error, OSError):
             raise StateError(f"{self.path}: {error.strerror}; name a file that can be written with --state") from None
 
