@@ -36,6 +36,11 @@ class Status(StrEnum):
         """Something was wrong with the file. A picture of nobody is none of its faults."""
         return self not in (Status.OK, Status.NO_FACE)
 
+    @property
+    def tells_of_content(self) -> bool:
+        """The same content gets it again. The others tell of a moment: a mount that was away, a busy machine."""
+        return self not in (Status.UNREADABLE, Status.TIMEOUT, Status.CRASHED)
+
 
 class Reason(StrEnum):
     """Why the label is `uncertain`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -29,10 +28,11 @@ def doctor(folder: Path, device: str, workers: int | None, as_json: bool) -> Non
     --device cuda it is a problem that there is no GPU.
     """
     from gender_batch.evaluation.text import printable
+    from gender_batch.scoring.cores import usable_cores
     from gender_batch.scoring.doctor import Level, Plan, examine
 
     findings = []
-    for finding in examine(Plan(device, workers or len(os.sched_getaffinity(0)), folder.absolute())):
+    for finding in examine(Plan(device, workers or usable_cores(), folder.absolute())):
         findings.append(finding)
         if not as_json:
             click.echo(printable(f"{finding.level:<8} {finding.check}: {finding.found}"))

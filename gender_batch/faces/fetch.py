@@ -6,6 +6,7 @@ import hashlib
 import os
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 
 import platformdirs
@@ -63,10 +64,11 @@ def fetch(place: Path, source: str = SOURCE) -> None:
     try:
         with urllib.request.urlopen(source, timeout=_TIMEOUT) as answer:  # noqa: S310 - the scheme is pinned above
             content = answer.read(SIZE + 1)
-    except OSError as error:
+    except (OSError, HTTPException) as error:
+        # The latter, of a proxy that speaks no HTTP or whose address is none, quotes what it got, line ends and all.
+        reason = repr(error) if isinstance(error, HTTPException) else getattr(error, "reason", error)
         raise DetectorError(
-            f"{source}: {getattr(error, 'reason', error)}; where there is no network, bring the file "
-            f"and name it with --detector or {VARIABLE}"
+            f"{source}: {reason}; where there is no network, bring the file and name it with --detector or {VARIABLE}"
         ) from None
     _check(content, source)
     place.parent.mkdir(parents=True, exist_ok=True)

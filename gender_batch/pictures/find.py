@@ -8,6 +8,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from heapq import merge
 from itertools import chain, islice, pairwise
@@ -50,6 +51,7 @@ class Walk:
         """Paths as `find` prints them: the root as given, then the names below it, sorted within a folder.
 
         A root that is not a folder is given as it is, whether or not it exists: its row tells.
+        Raises OSError where there is no room for the names of a folder that are too many for memory.
         """
         for root in roots:
             try:
@@ -75,10 +77,9 @@ class Walk:
             try:
                 if not self._is_to_be_entered(folder, device, entered):
                     continue
-                with os.scandir(folder) as found:
-                    entries = _sorted(self._wanted(found, below))
-            except OSError as error:
-                self.unreadable_folders.append((folder, error.strerror or type(error).__name__))
+                entries = _sorted(self._wanted(_listed(folder), below))
+            except _FolderError as error:
+                self.unreadable_folders.append((folder, str(error)))
                 continue
             yield from _paths(folder, entries, folders=False)
             pending.append(_paths(folder, entries, folders=True))
@@ -86,7 +87,8 @@ class Walk:
     def _is_to_be_entered(self, folder: str, device: int | None, entered: set[tuple[int, int]]) -> bool:
         if not self.follow_links and device is None:
             return True
-        status = os.stat(folder)
+        with _folder_errors():
+            status = os.stat(folder)
         if device is not None and status.st_dev != device:
             self.other_file_systems += 1
             return False
@@ -135,7 +137,12 @@ def counting(walk: Walk, roots: Sequence[str]) -> Callable[[], int]:
     """
     counts: list[int] = []
     other = replace(walk, unreadable_folders=[], special_files=0, other_file_systems=0)
-    thread = threading.Thread(target=lambda: counts.append(sum(1 for _ in other.files(roots))), daemon=True)
+
+    def count() -> None:
+        with suppress(OSError):  # the walk itself tells
+            counts.append(sum(1 for _ in other.files(roots)))
+
+    thread = threading.Thread(target=count, daemon=True)
 
     def told() -> int:
         if thread.ident is None:
@@ -145,6 +152,23 @@ def counting(walk: Walk, roots: Sequence[str]) -> Callable[[], int]:
     return told
 
 
+class _FolderError(Exception):
+    """A folder cannot be read. No OSError: those of a temporary file are no folder's."""
+
+
+@contextmanager
+def _folder_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _FolderError(error.strerror or type(error).__name__) from None
+
+
+def _listed(folder: str) -> Iterator[os.DirEntry[str]]:
+    with _folder_errors(), os.scandir(folder) as found:
+        yield from found
+
+
 def _paths(folder: str, entries: Iterable[_Entry], folders: bool) -> Iterator[str]:
     """The paths of the folders, or of the files, among the entries of a folder."""
     start = os.path.join(folder, "")
@@ -152,22 +176,27 @@ def _paths(folder: str, entries: Iterable[_Entry], folders: bool) -> Iterator[st
 
 
 def _sorted(entries: Iterator[_Entry]) -> Iterable[_Entry]:
-    """The entries by the bytes of their names, to be gone through as often as one likes. Raises OSError."""
+    """The entries by the bytes of their names, to be gone through as often as one likes. Raises what they raise, and
+    OSError."""
     run = sorted(islice(entries, SORTED))
     return run if len(run) < SORTED else _Merged(chain(run, entries))
 
 
 class _Merged:
     """Entries of a folder that are too many for memory: sorted runs of them in a nameless file, merged as they are
-    read."""
+    read. Raises OSError, which says where the file was to be."""
 
     def __init__(self, entries: Iterator[_Entry]) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
         self._ends = [0]
-        while run := sorted(islice(entries, SORTED)):
-            self._file.writelines(name + (b"/d\0" if is_folder else b"/f\0") for name, is_folder in run)
-            self._ends.append(self._file.tell())
-        self._file.flush()
+        try:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
+            while run := sorted(islice(entries, SORTED)):
+                self._file.writelines(name + (b"/d\0" if is_folder else b"/f\0") for name, is_folder in run)
+                self._ends.append(self._file.tell())
+            self._file.flush()
+        except OSError as error:
+            place = f"in {tempfile.gettempdir()} (TMPDIR), where names are kept that are too many for memory"
+            raise OSError(error.errno, f"{error.strerror} {place}") from None
 
     def __iter__(self) -> Iterator[_Entry]:
         return merge(*(self._run(start, end) for start, end in pairwise(self._ends)))
@@ -183,12 +212,13 @@ class _Merged:
 
 def glob_matcher(glob: str) -> Callable[[str], bool]:
     """Whether a glob matches a path relative to its root: one without a slash the last name in it, one with a slash
-    the whole.
+    the whole, which `./` may begin; a slash at the end says nothing.
 
     `*` stands for anything but a slash, `**/` for any folders or none, `?` for one letter, `[a-z]` and `[!a-z]` for one
     of those; case counts. A leading dot is a letter like others.
     """
-    pattern = re.compile(_expression(glob.lstrip("/")), re.DOTALL)
+    glob = glob.rstrip("/")
+    pattern = re.compile(_expression(glob.removeprefix("./").lstrip("/")), re.DOTALL)
     if "/" in glob:
         return lambda path: pattern.fullmatch(path) is not None
     return lambda path: pattern.fullmatch(path, path.rfind("/") + 1) is not None

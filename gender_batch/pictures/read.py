@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import BinaryIO
 
 import numpy as np
@@ -31,6 +32,13 @@ BLOCK = 32 * 1024
 
 EXIF_ORIENTATION = 0x0112
 """Tag number of the orientation, 1..8 (Exif 2.32, 4.6.4 A)."""
+
+
+BITS_PER_SAMPLE, PHOTOMETRIC, PLANAR_CONFIGURATION = 258, 262, 284
+"""Tags of a TIFF (TIFF 6.0, section 8)."""
+
+WHITE_IS_ZERO, SEPARATE = 0, 2
+"""Values of the second and the third of them."""
 
 
 class PictureError(Exception):
@@ -100,6 +108,8 @@ def decode_picture(data: bytes, shorter_side: int | None = None) -> Picture:
                         width,
                         height,
                     )
+                if name == "TIFF" and (kind := _misread(image)):
+                    raise PictureError(Status.UNSUPPORTED, f"TIFF: {kind}", width, height)
                 if shorter_side is not None:
                     image.draft(None, (shorter_side, shorter_side))
                 image.load()
@@ -218,6 +228,11 @@ def _format_of(data: bytes) -> str | None:
     return None
 
 
+def reads_heif() -> bool:
+    """Whether what HEIC pictures need is installed."""
+    return find_spec("pillow_heif") is not None
+
+
 def _require_heif() -> None:
     try:
         import pillow_heif
@@ -257,15 +272,32 @@ def _flatten(image: Image.Image) -> Image.Image:
     """RGB of any of Pillow's modes, transparency on white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy() if image.readonly else image
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+    if _is_wide(image):
         return _greyscale(image).convert("RGB")
     if image.mode == "La":  # grey that is multiplied by its alpha already: Pillow converts it to nothing but LA
         image = image.convert("LA")
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getbbox() is None:
+        return image.convert("RGB")  # many writers leave the fourth byte 0, and mean no transparency
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
     return image.convert("RGB")
+
+
+def _is_wide(image: Image.Image) -> bool:
+    """Greyscale of more than 8 bits."""
+    return image.mode.startswith("I;16") or image.mode in ("I", "F")
+
+
+def _misread(image: Image.Image) -> str:
+    """What Pillow takes for something else without a word, as the tags of a TIFF tell it; empty for all else."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    if _is_wide(image) and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        return "greyscale of more than 8 bits whose white is 0"
+    if image.mode == "RGB" and tags.get(PLANAR_CONFIGURATION) == SEPARATE and max(tags.get(BITS_PER_SAMPLE, (8,))) > 8:
+        return "colours of more than 8 bits in planes of their own"
+    return ""
 
 
 def _greyscale(image: Image.Image) -> Image.Image:
@@ -281,6 +313,8 @@ def _greyscale(image: Image.Image) -> Image.Image:
     if low >= 0.0 and high <= natural:
         low, high = 0.0, natural
     scaled = (values - low) * (255.0 / max(high - low, 1e-12))
+    if "transparency" in image.info:  # of a PNG: one of its values
+        scaled[values == image.info["transparency"]] = 255.0
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 

@@ -1,8 +1,9 @@
-"""How many cores this process may use."""
+"""How many cores this process may use, and the control groups that limit it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
 
@@ -20,21 +21,26 @@ def _quota(root: Path) -> float:
     Of version 2, `cpu.max` (cgroup-v2.rst), and of version 1, `cpu.cfs_quota_us` (sched-bwc.rst).
     """
     quotas = [float("inf")]
+    for group in groups("cpu", root):
+        quotas += _cores([*_lines(group / "cpu.cfs_quota_us"), *_lines(group / "cpu.cfs_period_us")])
+        quotas += _cores(" ".join(_lines(group / "cpu.max")).split())
+    return min(quotas)
+
+
+def groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
+    """The folders of this process's cgroup and of those above it, of version 2 and of the controller's of version 1,
+    whether or not they are there."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        mount = root / "sys/fs/cgroup" / (controller if controllers else "")
         folder = mount / path.lstrip("/")
         # In a container the path may be the host's: then only the mount itself is there.
         for place in (folder, *folder.parents):
-            if controllers:
-                quotas += _cores([*_lines(place / "cpu.cfs_quota_us"), *_lines(place / "cpu.cfs_period_us")])
-            else:
-                quotas += _cores(" ".join(_lines(place / "cpu.max")).split())
+            yield place
             if place == mount:
                 break
-    return min(quotas)
 
 
 def _cores(values: list[str]) -> list[float]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from gender_batch.faces.fetch import GET_IT, DetectorError, find_detector, verified
 from gender_batch.model import cuda
 from gender_batch.prediction import Prediction, Status
+from gender_batch.scoring.cores import groups
 
 SUMS = "SHA256SUMS"
 """In a folder of shipped models: their digests, as `sha256sum` writes and checks them."""
@@ -31,9 +32,6 @@ FILES_BESIDE = 64
 
 SHARED_MEMORY = 64 * 1024 * 1024
 """Bytes: what a container gets by default, and more than a run on a CPU takes."""
-
-PIXELS_PER_WORKER = 15 * 1024 * 1024
-"""Bytes of shared memory of a worker that decodes for a GPU: `pool.PLACES` pictures of 200 pixels."""
 
 MEMORY_PER_WORKER = 256 * 1024 * 1024
 """Bytes: a worker with its model and an ordinary picture in hand."""
@@ -216,34 +214,47 @@ def _free_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _memory_of_group() -> int:
-    """Bytes that its control group (version 2) leaves this process; a service's MemoryMax and a container's limit are
-    told there."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        if line.startswith("0::/"):
-            group = Path("/sys/fs/cgroup") / line[4:]
+def _memory_of_group(root: Path = Path("/")) -> int:
+    """Bytes that its control groups leave this process; a service's MemoryMax and a container's limit are told there.
+
+    Of version 2, `memory.max` (cgroup-v2.rst), and of version 1, `memory.limit_in_bytes` (cgroup-v1/memory.rst).
+    """
+    left = sys.maxsize
+    for group in groups("memory", root):
+        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
             with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-                return int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
-    return sys.maxsize
+                left = min(left, int((group / limit).read_text()) - int((group / used).read_text()))
+    return max(0, left)
 
 
 def _shared_memory(plan: Plan) -> Iterator[Found]:
-    """Workers and their parent share a few bytes there, and for a GPU the pixels; without it they take the folder for
-    temporary files."""
-    needed = SHARED_MEMORY if plan.device == "cpu" else max(SHARED_MEMORY, plan.workers * PIXELS_PER_WORKER)
+    """Workers and their parent share a few bytes there, and for a GPU the pixels; where there is too little room they
+    take the folder for temporary files."""
+    needed = SHARED_MEMORY
+    if plan.device != "cpu" and cuda.missing_for_cuda() is None:
+        needed = max(needed, plan.workers * _pixels_of_a_worker())
     folder = Path("/dev/shm")  # noqa: S108 - it is what is examined
     try:
         volume = os.statvfs(folder)
         with tempfile.TemporaryFile(dir=folder):
             free = volume.f_bavail * volume.f_frsize
     except OSError as error:
-        yield Level.NOTE, f"{folder}: {error.strerror}; {tempfile.gettempdir()} is used instead", "mount a tmpfs there"
+        yield Level.PROBLEM, f"{folder}: {error.strerror}", "mount a tmpfs there that this user may write"
         return
     if free < needed:
         told = f"{folder}: {_size(free)} free, {_size(needed)} wanted"
         yield Level.NOTE, told, "remove files, or start the container with --shm-size 1g"
     else:
         yield Level.OK, f"{folder}: {_size(free)} free"
+
+
+def _pixels_of_a_worker() -> int:
+    """Bytes of those of the embedded model that are held at the same time."""
+    from gender_batch.model.session import Model
+    from gender_batch.scoring.pool import PLACES
+
+    side = Model(None, threads=1).metadata.preprocessing.size
+    return PLACES * side * side * 3
 
 
 def _in_a_process(work: Callable[[], str | None]) -> str | None:

@@ -21,7 +21,8 @@ CHUNK = 1000
 
 @dataclass(frozen=True)
 class Policy:
-    """Which known pictures are scored again, besides those whose size or time of change differ.
+    """Which known pictures are scored again, besides those whose size or time of change differ, and those whose row
+    tells of a moment and not of their content.
 
     `verify_content`: those whose content differs; and new ones are not scored whose content is known.
     """
@@ -109,7 +110,9 @@ class Night:
         if known is None:
             source = self.state.same_content(content) if content else None
             return self.state.copy(source, key, stamp) if source else None
-        if not known.current or stamp != known.stamp or (self.policy.retry_failed and known.failed):
+        if not known.current or stamp != known.stamp or not known.tells_of_content:
+            return None
+        if self.policy.retry_failed and known.failed:
             return None
         if self.policy.verify_content:
             if known.content is None and content:
@@ -125,7 +128,8 @@ def _stamp(path: str) -> Stamp | None:
         status = os.stat(path)
     except (OSError, ValueError):
         return None
-    return Stamp(status.st_size, status.st_mtime_ns)
+    # SQLite has 64 bits; a file of the year 5138, which tmpfs allows, needs more.
+    return Stamp(status.st_size, status.st_mtime_ns) if abs(status.st_mtime_ns) < 2**63 else None
 
 
 class _Spool:

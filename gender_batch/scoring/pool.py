@@ -5,13 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from math import ceil
 from multiprocessing.connection import Connection, wait
+from multiprocessing.resource_tracker import ensure_running
 from typing import Any
 
 import numpy as np
@@ -108,11 +110,12 @@ class _Worker:
             left -= len(sent)
         return None  # it is answered already
 
-    def overdue(self, picture_timeout: float) -> bool:
+    def overdue(self, picture_timeout: float, watched_since: float) -> bool:
+        """Whether it has taken too long, of the time since then."""
         now = time.monotonic()
         if not self.ready:
-            return now - self.born > READY_TIMEOUT
-        return self.in_hand() is not None and now - self.started.value > picture_timeout
+            return now - max(self.born, watched_since) > READY_TIMEOUT
+        return self.in_hand() is not None and now - max(self.started.value, watched_since) > picture_timeout
 
     def stop(self, until: float) -> None:
         """Let it end by itself until that monotonic time, and kill it then."""
@@ -136,6 +139,7 @@ class WorkerPool:
         self._slots = Slots(self._context, PLACES * count, side) if side else None
         self._workers: list[_Worker] = []
         self._deaths_without_culprit = 0
+        self._watched_since = self._watched = 0.0
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -159,8 +163,9 @@ class WorkerPool:
         if first is None:
             return
         lists = self._cut(chain([first], source))
-        while len(self._workers) < self.count:
-            self._workers.append(_Worker(self._context, self.factory, self._slots))
+        with _interrupts_held_back():
+            while len(self._workers) < self.count:
+                self._workers.append(_Worker(self._context, self.factory, self._slots))
         again: deque[_Chunk] = deque()  # chunks of workers that died
         in_order: deque[_Chunk] = deque()
         try:
@@ -223,7 +228,12 @@ class WorkerPool:
         """Take what the workers have sent; replace those that died or hang."""
         waited: list[Any] = [worker.connection for worker in self._workers]
         waited += [worker.process.sentinel for worker in self._workers]
-        ready = set(wait(waited, timeout=min(1.0, self.picture_timeout / 4)))
+        longest = min(1.0, self.picture_timeout / 4)
+        ready = set(wait(waited, timeout=longest))
+        now = time.monotonic()
+        if now - self._watched > 2 * longest:
+            self._watched_since = now  # this process was stopped (Ctrl-Z), and perhaps its workers with it
+        self._watched = now
         for number, worker in enumerate(self._workers):
             alive = worker.process.sentinel not in ready
             if not alive:
@@ -232,7 +242,7 @@ class WorkerPool:
                 alive = self._receive(worker)
             if alive:
                 in_hand = worker.in_hand()
-                if not worker.overdue(self.picture_timeout):
+                if not worker.overdue(self.picture_timeout, self._watched_since):
                     continue
                 worker.process.kill()
                 worker.process.join()
@@ -247,7 +257,8 @@ class WorkerPool:
                 elif chunk.missing():
                     again.append(chunk)
             worker.connection.close()
-            self._workers[number] = _Worker(self._context, self.factory, self._slots)
+            with _interrupts_held_back():
+                self._workers[number] = _Worker(self._context, self.factory, self._slots)
 
     def _receive(self, worker: _Worker) -> bool:
         """Take the next message of the worker; False if there is none, since it has closed its end."""
@@ -292,6 +303,26 @@ class WorkerPool:
                 f"{START_LIMIT} worker processes in a row ended without a picture in hand, the last of "
                 f"{_cause(worker.process.exitcode)}; is there enough memory for {self.count} workers (--workers)?"
             )
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """The terminal's Ctrl-C goes to all processes: those started meanwhile never see it, also while they import
+    what they need; this one does afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what is done with signals
+        return
+    held: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    ensure_running()  # multiprocessing's own helper, whose start would let interrupts through
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _cause(exitcode: int | None) -> str:

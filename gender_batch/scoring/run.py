@@ -12,7 +12,8 @@ from gender_batch.faces.look import LOOKING, FaceSearch
 from gender_batch.model.metadata import Metadata
 from gender_batch.model.session import Device, Model
 from gender_batch.pictures.preprocessing import READING
-from gender_batch.prediction import PROBABILITY_DIGITS, UNCERTAIN, Box, Person, Prediction, Reason, Status, decide
+from gender_batch.pictures.read import reads_heif
+from gender_batch.prediction import PROBABILITY_DIGITS, UNCERTAIN, Person, Prediction, Reason, Status, decide
 from gender_batch.scoring.batches import GPU_BATCH, BatchInference
 from gender_batch.scoring.cores import usable_cores
 from gender_batch.scoring.pool import WorkerPool
@@ -63,10 +64,6 @@ class Summary:
             confidence = max(row.probabilities)
             self.confidences += confidence
             self.squared_confidences += confidence * confidence
-
-
-_Said = tuple[str | None, tuple[float, ...], Reason | None, tuple[Person, ...]]
-"""Label, probabilities and reason of the main person, and what is said of the others."""
 
 
 class Scorer:
@@ -125,8 +122,9 @@ class Scorer:
 
     def digest(self) -> str:
         """Stands for all that decides an answer: the model file, in which threshold and preprocessing are written,
-        and how this version reads and resizes pictures, finds faces and chooses among them."""
-        digest = f"{self._model.digest()} {READING}"
+        how this version reads and resizes pictures, finds faces and chooses among them, and what is installed to read
+        HEIC."""
+        digest = f"{self._model.digest()} {READING}{' heif' if reads_heif() else ''}"
         if not self.search:
             return digest
         asked = f"{'every' if self.search.every else 'main'} {'whole' if self.search.whole else 'none'}"
@@ -153,41 +151,32 @@ class Scorer:
             yield self._row(path, outcome)
 
     def _row(self, path: str, outcome: Outcome) -> Prediction:
-        said: _Said = (None, (), None, ())
-        if outcome.probabilities:
-            said = self._said(outcome.probabilities, outcome.boxes)
-        label, probabilities, reason, others = said
-        return Prediction(
-            path,
-            outcome.status,
-            label,
-            probabilities,
-            outcome.faces,
-            outcome.width,
-            outcome.height,
-            outcome.error,
-            outcome.boxes[0] if outcome.boxes else None,
-            reason,
-            others,
-        )
-
-    def _said(self, of_each: Sequence[Sequence[float]], boxes: Sequence[Box]) -> _Said:
-        answers = []
-        metadata = self.metadata
-        for values in of_each:
-            probabilities = tuple([round(value, PROBABILITY_DIGITS) for value in values])
-            label = decide(probabilities, metadata.labels, metadata.threshold)
-            answers.append((label, probabilities, Reason.LOW_CONFIDENCE if label == UNCERTAIN else None))
-        (label, probabilities, reason), *rest = answers
-        if not rest:
-            return label, probabilities, reason, ()
+        of_each = outcome.probabilities or []
+        answers = [self._answer(values) for values in of_each]
+        label, probabilities, reason = answers[0] if answers else (None, (), None)
         # Whom of several the picture is about cannot be told: their answers must agree, sure or not.
         if not (self.search and self.search.every) and len({values.index(max(values)) for values in of_each}) > 1:
             label, reason = UNCERTAIN, Reason.PEOPLE_DIFFER
-        others = tuple(
-            Person(other, shares, box, why) for (other, shares, why), box in zip(rest, boxes[1:], strict=True)
+        others = zip(answers[1:], outcome.boxes[1:], strict=True)
+        return Prediction(
+            path,
+            outcome.status,
+            label=label,
+            probabilities=probabilities,
+            faces=outcome.faces,
+            width=outcome.width,
+            height=outcome.height,
+            error=outcome.error,
+            box=outcome.boxes[0] if outcome.boxes else None,
+            reason=reason,
+            others=tuple([Person(other, shares, box, why) for (other, shares, why), box in others]),
         )
-        return label, probabilities, reason, others
+
+    def _answer(self, values: Sequence[float]) -> tuple[str, tuple[float, ...], Reason | None]:
+        """Label, rounded probabilities and reason of one person."""
+        probabilities = tuple([round(value, PROBABILITY_DIGITS) for value in values])
+        label = decide(probabilities, self.metadata.labels, self.metadata.threshold)
+        return label, probabilities, Reason.LOW_CONFIDENCE if label == UNCERTAIN else None
 
 
 def _face_search(faces: Faces, pictures: str) -> FaceSearch | None:

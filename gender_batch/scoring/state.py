@@ -68,16 +68,16 @@ _RECORD = f"""
 UPDATE pictures SET (model, content, {_ANSWER}) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 WHERE id = ?
 """  # noqa: S608 - of constants
-_COPY = f"""
-UPDATE pictures SET (content, model, {_ANSWER}) = (SELECT content, model, {_ANSWER} FROM pictures WHERE id = ?)
-WHERE id = ?
-"""  # noqa: S608 - of constants
+_RECORDED = f"SELECT model, content, {_ANSWER} FROM pictures WHERE id = ?"  # noqa: S608 - of constants
 _ROWS = f"""
 SELECT id, path, {_ANSWER} FROM pictures
 WHERE id IN (SELECT value FROM json_each(?)) AND model IS NOT NULL
 """  # noqa: S608 - of constants
 _PAGE = "SELECT id FROM pictures WHERE id > ? ORDER BY id LIMIT ?"
-_SAME_CONTENT = "SELECT id FROM pictures WHERE content = ? AND model = ? AND status NOT IN (?, ?, ?)"
+_OF_CONTENT = ", ".join(f"'{status}'" for status in Status if status.tells_of_content)
+_SAME_CONTENT = f"""
+SELECT id FROM pictures WHERE content = ? AND model = ? AND status IN ({_OF_CONTENT})
+"""  # noqa: S608 - of constants
 
 
 class StateError(Exception):
@@ -107,6 +107,10 @@ class Known(NamedTuple):
     @property
     def failed(self) -> bool:
         return self.status is not None and Status(self.status).failed
+
+    @property
+    def tells_of_content(self) -> bool:
+        return self.status is not None and Status(self.status).tells_of_content
 
 
 class State:
@@ -211,15 +215,16 @@ class State:
     def same_content(self, content: bytes) -> int | None:
         """The id of a picture with this content whose row is current and tells of nothing but the content."""
         with self._errors:
-            unlike = (Status.UNREADABLE, Status.TIMEOUT, Status.CRASHED)
-            row = self._database.execute(_SAME_CONTENT, (content, self._model, *unlike)).fetchone()
+            row = self._database.execute(_SAME_CONTENT, (content, self._model)).fetchone()
         return row[0] if row else None
 
     def copy(self, source: int, path: bytes, stamp: Stamp | None) -> int:
-        """Give another picture the row of `source`, whose content it has; its id."""
+        """Give a picture the row of `source`, whose content it has; its id. The two may be the same picture."""
+        with self._errors:
+            recorded = self._database.execute(_RECORDED, (source,)).fetchone()
         identifier = self.expect(path, stamp)
         with self._errors:
-            self._database.execute(_COPY, (source, identifier))
+            self._database.execute(_RECORD, (*recorded, identifier))
             self._changed()
         return identifier
 
@@ -320,7 +325,9 @@ class _Errors:
                 "and may this user write there?"
             ) from None
         if isinstance(error, sqlite3.DatabaseError):
-            raise StateError(f"{self.path}: no state, or a damaged one ({error}); start over with --fresh") from None
+            raise StateError(
+                f"{self.path}: no state, or a damaged one ({error}); name another file with --state, or remove this one"
+            ) from None
         if isinstance(error, OSError):
             raise StateError(f"{self.path}: {error.strerror}; name a file that can be written with --state") from None
 

@@ -74,10 +74,23 @@ class Step(Protocol):
     def __call__(self, path: str, read: Callable[[], bytes], /) -> Outcome: ...
 
 
+class Inference(Protocol):
+    """What turns the outcomes of a list of paths into those that are sent; made where a Step is, and raises no more.
+
+    `begin` is to be called before each part that may take as long as a picture may.
+    """
+
+    def __call__(self, outcomes: list[Outcome], begin: Callable[[], None], /) -> list[Outcome]: ...
+
+
 class StepFactory(Protocol):
-    """Makes the step in the worker process; must itself travel by pickle."""
+    """Makes the step in the worker process, and what is done with its outcomes; must itself travel by pickle."""
 
     def __call__(self) -> Step: ...
+
+    def inference(self) -> Inference:
+        """Nothing, unless the worker infers."""
+        return lambda outcomes, _: outcomes
 
     @property
     def shorter_side(self) -> int | None:
@@ -159,11 +172,14 @@ class ReadAndInfer(StepFactory):
         return Read(self.preprocessing, self.search).shorter_side
 
     def __call__(self) -> Step:
-        return _ReadAndInfer(Read(self.preprocessing, self.search)(), Model(self.model, "cpu", threads=1))
+        return Read(self.preprocessing, self.search)()
+
+    def inference(self) -> Inference:
+        return _Inference(Model(self.model, "cpu", threads=1))
 
 
-class _ReadAndInfer:
-    """`read`, and `infer` what was read.
+class _Inference:
+    """Probabilities instead of pixels.
 
     How many squares are inferred at a time is tried out: the quickest way depends on the processor's caches and on the
     model. The answers do not: of the same pixels they are the same to the last bit in any company.
@@ -172,22 +188,21 @@ class _ReadAndInfer:
     SIZES = (1, 2, 4, 8)
     TRIALS = 4
 
-    def __init__(self, read: Step, model: Model) -> None:
-        self._read, self._model = read, model
+    def __init__(self, model: Model) -> None:
+        self._model = model
         self._taken: dict[int, list[float]] = {size: [] for size in self.SIZES}
 
-    def __call__(self, path: str, read: Callable[[], bytes]) -> Outcome:
-        return self._read(path, read)
-
-    def infer(self, outcomes: list[Outcome]) -> list[Outcome]:
-        """The outcomes with probabilities instead of pixels."""
+    def __call__(self, outcomes: list[Outcome], begin: Callable[[], None]) -> list[Outcome]:
         pixels = [outcome.result for outcome in outcomes if outcome.result is not None]
         if not pixels:
             return outcomes
         squares = np.concatenate(pixels)
         size = self._size()
         began = time.perf_counter()
-        answers = [self._model.probabilities(squares[i : i + size]) for i in range(0, len(squares), size)]
+        answers = []
+        for start in range(0, len(squares), size):
+            begin()
+            answers.append(self._model.probabilities(squares[start : start + size]))
         each = (time.perf_counter() - began) / len(squares)
         if len(squares) >= max(self.SIZES) and len(self._taken[size]) < self.TRIALS:
             self._taken[size].append(each)
@@ -227,8 +242,8 @@ def work(
 
     With `slots` a list of paths comes with a place for each, in which the first square of pixels goes back.
     `position` and `started` are shared with the parent: the number of the picture in hand, counted from 0 over all that
-    were sent (-1 for none), and the monotonic time at which it was taken up. They tell the parent whom to blame when
-    this process dies or hangs.
+    were sent (-1 for none), and the monotonic time at which it, or a part of the inference, was begun. They tell the
+    parent whom to blame when this process dies or hangs.
     """
     # The terminal's Ctrl-C goes to the parent, which decides. If the parent dies, by whatever signal, the kernel kills
     # this process too, even one that hangs in a decoder.
@@ -239,7 +254,7 @@ def work(
         return  # it died before the kernel was told
     warnings.simplefilter("ignore")
     try:
-        step = factory()
+        step, infer = factory(), factory.inference()
         # With more arenas each thread that reads ahead would take 64 MB of addresses for a heap of its own.
         keep_memory(KEPT, arenas=2)
         _limit_memory()
@@ -249,6 +264,10 @@ def work(
         announced: deque[_Announced] = deque()
         squares = slots.squares() if slots else None
         taken = 0
+
+        def begin() -> None:
+            started.value = time.monotonic()
+
         while True:
             if not announced:
                 announced.append(_announce(ahead, *connection.recv()))
@@ -257,7 +276,7 @@ def work(
             for path, place, read in announced.popleft():
                 while ahead.is_slow and connection.poll():
                     announced.append(_announce(ahead, *connection.recv()))
-                started.value = time.monotonic()
+                begin()
                 position.value = taken
                 taken += 1
                 outcome = step(path, read)
@@ -266,9 +285,7 @@ def work(
                     others = outcome.result[1:]
                     outcome = outcome._replace(result=others if len(others) else _NO_OTHERS)
                 outcomes.append(outcome)
-            if isinstance(step, _ReadAndInfer):
-                started.value = time.monotonic()
-                outcomes = step.infer(outcomes)
+            outcomes = infer(outcomes, begin)
             position.value = -1
             busy = time.monotonic() - began - sum(outcome.reading for outcome in outcomes)
             connection.send((outcomes, ahead.worth_announcing(busy / len(outcomes))))

@@ -176,6 +176,19 @@ def test_a_detector_that_is_another_file(tmp_path: Path) -> None:
         assert told in checks["face detector"]["found"]
 
 
+def test_shared_memory_that_cannot_be_written_is_a_problem_for_a_run_too(tmp_path: Path) -> None:
+    changed = ["unshare", "--mount", "bash", "-c", 'mount -t tmpfs -o ro tmpfs /dev/shm && exec "$@"', "bash"]
+    if subprocess.run([*changed, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    result = subprocess.run([*changed, COMMAND, "doctor", "--json"], capture_output=True, check=False)
+    checks = {finding["check"]: finding for finding in json.loads(result.stdout)["checks"]}
+    assert (result.returncode, checks["shared memory"]["level"]) == (1, "problem")
+    assert "mount a tmpfs" in checks["shared memory"]["remedy"]
+    command = ["classify", REPOSITORY / "examples" / "profiles", "--out", tmp_path / "rows.csv"]
+    result = subprocess.run([*changed, COMMAND, *command], capture_output=True, check=False)
+    assert (result.returncode, (tmp_path / "rows.csv").exists()) == (1, False)
+
+
 def test_a_folder_and_limits_that_do_not_do() -> None:
     limited = ["bash", "-c", 'ulimit -n 90 -v 3000000 -f 100000; exec "$@"', "bash"]
     command = [COMMAND, "doctor", "/sys/fs", "--json", "--workers", "7", "--device", "cpu"]

@@ -174,8 +174,7 @@ def test_it_can_be_stopped_while_its_workers_hang(faces: list[Path], tmp_path: P
         assert process.stdin is not None
         assert process.stderr is not None
         send_until_scored(process.stdin, faces, tmp_path / ".rows.csv.state")
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        workers = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        workers = workers_of(process)
         assert workers
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
@@ -183,6 +182,33 @@ def test_it_can_be_stopped_while_its_workers_hang(faces: list[Path], tmp_path: P
         assert process.wait(timeout=60) == (-stop if stop is signal.SIGKILL else 128 + stop)
     while any(is_running(worker) for worker in workers):  # for ever, if one was left: the kernel needs a moment
         time.sleep(0.1)
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.parametrize("later", [0, 0.1, 0.2, 0.3])
+def test_interrupted_while_its_workers_start_it_tells_nothing_of_them(
+    faces: list[Path], tmp_path: Path, later: float
+) -> None:
+    with subprocess.Popen(
+        [COMMAND, "classify", "-", "--out", tmp_path / "rows.csv", "--workers", "4"],
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(b"".join(os.fsencode(path) + b"\n" for path in faces))
+        process.stdin.flush()  # and the list stays open, so that the run cannot end by itself
+        while not workers_of(process):
+            assert process.poll() is None
+        time.sleep(later)
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+        told = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGINT
+    assert b"Traceback" not in told, told.decode()
+    assert b"goes on" in told
 
 
 def is_running(process: int) -> bool:

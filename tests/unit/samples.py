@@ -64,15 +64,27 @@ def png(width: int, height: int, packed: bytes = b"", bits: int = 8, colour: int
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(name, content) for name, content in chunks)
 
 
+def bmp_with_alpha(image: Image.Image) -> bytes:
+    """A 32-bit BMP of an RGBA picture, whose header says where its alpha is."""
+    masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    information = struct.pack("<IiiHHIIiiIIIIII", 56, image.width, -image.height, 1, 32, 3, 0, 0, 0, 0, 0, *masks)
+    return struct.pack("<2sIHHI", b"BM", 0, 0, 0, 70) + information + image.tobytes("raw", "BGRA")
+
+
 def bmp_header(width: int, height: int) -> bytes:
     """A 24-bit BMP without its pixels."""
     information = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
     return struct.pack("<2sIHHI", b"BM", 54, 0, 0, 54) + information
 
 
-def tiff_header(width: int, height: int) -> bytes:
-    """An uncompressed 8-bit greyscale TIFF in one strip, without its pixels."""
-    tags = ((256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, height), (279, 1))
+def tiff_header(
+    width: int, height: int, bits: int = 8, photometric: int = 1, samples: int = 1, planar: int = 1
+) -> bytes:
+    """An uncompressed TIFF in one strip, without its pixels; by default an 8-bit greyscale."""
+    tags = (
+        (256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (277, samples),
+        (278, height), (279, 1), (284, planar),
+    )  # fmt: skip
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     return struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
 

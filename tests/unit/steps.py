@@ -15,7 +15,7 @@ from gender_batch.pictures.ahead import ReadAhead
 from gender_batch.pictures.read import PictureError
 from gender_batch.prediction import Status
 from gender_batch.scoring import worker
-from gender_batch.scoring.worker import MEMORY, Outcome, Step, StepFactory
+from gender_batch.scoring.worker import MEMORY, Inference, Outcome, Step, StepFactory
 
 SIDE = 2
 """Pixels of a side of what `Paint` paints."""
@@ -71,6 +71,23 @@ def slow_disk(path: str, limit: int = 10_000) -> bytes:
     if len(path) > limit:
         raise PictureError(Status.TOO_LARGE, "a long name")
     return path.encode()
+
+
+@dataclass(frozen=True)
+class SlowInference(StepFactory):
+    """What is done with a list of outcomes takes 0.3 s for each."""
+
+    def __call__(self) -> Step:
+        return obey
+
+    def inference(self) -> Inference:
+        def infer(outcomes: list[Outcome], begin: Callable[[], None]) -> list[Outcome]:
+            for _ in outcomes:
+                begin()
+                time.sleep(0.3)
+            return outcomes
+
+        return infer
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """faces/fetch.py: only the pinned detector is ever used, from wherever it comes."""
 
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,21 @@ def test_another_file_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(DetectorError, match="--detector"):
         fetch(place, (tmp_path / "nowhere").as_uri())
     assert not place.parent.exists()
+
+
+def test_what_speaks_no_http_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"SSH-2.0-proxy\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(DetectorError, match=r"SSH-2\.0.*--detector"):
+            fetch(tmp_path / "detector.onnx", f"http://127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
+    with pytest.raises(DetectorError, match="--detector"):
+        fetch(tmp_path / "detector.onnx", "http://127.0.0.1:none")

@@ -4,6 +4,7 @@ import fnmatch
 import os
 import socket
 import subprocess
+import tempfile
 from itertools import islice
 from pathlib import Path
 
@@ -260,6 +261,10 @@ def test_files_are_given_as_they_are_found(tmp_path: Path) -> None:
         (".*", [".hidden", "x/.git"], ["a.b", ".git/a"]),
         ("x/*", ["x/a", "x/.b"], ["x/y/a", "a/x/b", "x"]),
         ("/x/*", ["x/a"], ["y/x/a"]),
+        ("./x/*", ["x/a"], ["y/x/a"]),
+        ("./x", ["x"], ["y/x"]),
+        ("x/", ["x", "y/x"], ["x/a", "xx"]),
+        ("./x/y/", ["x/y"], ["y", "x/y/z"]),
         ("**/thumbs/*", ["thumbs/a", "x/thumbs/a", "x/y/thumbs/a"], ["thumbs/x/a", "xthumbs/a"]),
         ("x/**", ["x/a", "x/y/z"], ["y/x/a"]),
         ("[a-c]?.png", ["a1.png", "c\n.png"], ["d1.png", "a.png"]),
@@ -356,6 +361,19 @@ def test_a_folder_too_full_for_memory_gives_the_same(
     monkeypatch.setattr(find, "SORTED", sorted_at_once)
     monkeypatch.setattr(find, "READ_AT_ONCE", 7)
     assert below(tmp_path) == expected
+
+
+@pytest.mark.parametrize("follow_links", [False, True])
+def test_no_room_for_the_names_of_a_full_folder_ends_the_walk(
+    follow_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "a/1", "a/2", "b/3")
+    monkeypatch.setattr(find, "SORTED", 2)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    walk = Walk(follow_links=follow_links)
+    with pytest.raises(OSError, match=r"No such file or directory in .*gone.*TMPDIR"):
+        list(walk.files([str(tmp_path)]))
+    assert walk.unreadable_folders == []
 
 
 def test_a_path_that_is_too_long_for_the_system_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from gender_batch.cli import main
+from gender_batch.model import cuda
 from gender_batch.model.cuda import has_nvidia_gpu, libraries
-from gender_batch.scoring import doctor
+from gender_batch.scoring import cores, doctor
 from gender_batch.scoring.doctor import MODEL_FOLDERS, SUMS, Found, Level, Plan, damaged, examine
 
 
@@ -53,6 +59,47 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"model")
     (tmp_path / "b.onnx").write_bytes(b"mode1")
     assert damaged(tmp_path) == ["b.onnx", "c.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "left"),
+    [
+        ("0::/\n", {}, sys.maxsize),
+        ("0::/\n", {"memory.max": "max", "memory.current": "5"}, sys.maxsize),
+        ("0::/a/b\n", {"a/b/memory.max": "9", "a/b/memory.current": "2"}, 7),
+        ("0::/a/b\n", {"a/memory.max": "9", "a/memory.current": "4", "a/b/memory.max": "max"}, 5),
+        ("0::/of/the/host\n", {"memory.max": "9", "memory.current": "3"}, 6),
+        ("0::/\n", {"memory.max": "9", "memory.current": "10"}, 0),
+        (
+            "3:cpu:/\n2:memory:/a\n",
+            {"memory/a/memory.limit_in_bytes": "8", "memory/a/memory.usage_in_bytes": "4"},
+            4,
+        ),
+    ],
+)
+def test_the_least_that_control_groups_leave_counts(
+    tmp_path: Path, cgroup: str, files: dict[str, str], left: int
+) -> None:
+    for name, content in {"../../../proc/self/cgroup": cgroup, **files}.items():
+        path = Path(os.path.normpath(tmp_path / "sys/fs/cgroup" / name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert doctor._memory_of_group(tmp_path) == left
+
+
+def test_a_container_s_quota_limits_the_workers_that_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "usable_cores", lambda: 3)
+    told = json.loads(CliRunner().invoke(main, ["doctor", "--device", "cpu", "--json"]).stdout)
+    assert sum("; 3 workers need" in check["found"] for check in told["checks"]) == 2
+
+
+def test_pixels_for_a_gpu_are_those_of_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._pixels_of_a_worker() == 128 * 200 * 200 * 3
+    monkeypatch.setattr(cuda, "missing_for_cuda", lambda: None)
+    monkeypatch.setattr(doctor, "CHECKS", {"shared memory": doctor._shared_memory})
+    (finding,) = examine(Plan("auto", 10**6, tmp_path))
+    assert finding.level is Level.NOTE
+    assert "15,360.0 GB wanted" in finding.found
 
 
 def test_a_check_that_breaks_is_a_problem_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

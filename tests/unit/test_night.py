@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -97,6 +98,20 @@ def test_failed_pictures_are_scored_again_only_if_asked(folder: Folder) -> None:
     assert folder.night(Policy(retry_failed=True))[0] == ["bad"]
 
 
+@pytest.mark.parametrize("status", [Status.UNREADABLE, Status.TIMEOUT, Status.CRASHED])
+@pytest.mark.parametrize("policy", [Policy(), Policy(verify_content=True)])
+def test_what_failed_for_a_moment_is_scored_again(folder: Folder, status: Status, policy: Policy) -> None:
+    class Away(Reader):
+        def rows(self, paths: Iterable[str]) -> Iterator[Prediction]:
+            for row in super().rows(paths):
+                yield row if row.path.endswith("a") else Prediction(row.path, status, error="not now")
+
+    with State(folder.state, "model") as state:
+        rows_of(Night(state, policy), Away(), sorted(str(path) for path in folder.root.iterdir()))
+    assert folder.night(policy)[0] == ["b", "c"]
+    assert folder.night(policy)[0] == []
+
+
 def test_content_counts_where_it_is_asked_for(folder: Folder) -> None:
     verify = Policy(verify_content=True)
     folder.night()
@@ -147,13 +162,26 @@ def test_a_file_that_cannot_be_looked_at_is_never_known(tmp_path: Path) -> None:
         assert len(reader.asked) == 2
 
 
-def test_the_same_file_twice_has_two_rows(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("policy", [Policy(), Policy(verify_content=True)])
+def test_the_same_file_twice_has_two_rows(folder: Folder, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.root)
-    paths = ["a", str(folder.root / "a"), "./a", "b", "a"]
+    paths = ["a", str(folder.root / "a"), "./a", "b", "a", "b"]
     for _night in range(2):
         with State(folder.state, "model") as state:
-            rows = rows_of(Night(state, Policy()), Reader(), paths)
-        assert [row.path for row in rows] == paths
+            rows = rows_of(Night(state, policy), Reader(), paths)
+        assert rows == list(Reader().rows(paths))
+
+
+def test_a_time_that_no_state_can_hold_is_never_known() -> None:
+    with TemporaryDirectory(dir="/dev/shm") as name:  # other file systems know no such time
+        folder = Folder(Path(name))
+        far = folder.write("far", "x", mtime=0)
+        os.utime(far, (99_999_999_999, 99_999_999_999))
+        if os.stat(far).st_mtime_ns < 2**63:
+            pytest.skip("it is no tmpfs")
+        folder.write("near", "x")
+        assert folder.night()[0] == ["far", "near"]
+        assert folder.night()[0] == ["far"]
 
 
 def test_a_run_that_is_cut_goes_on(folder: Folder) -> None:
@@ -273,7 +301,7 @@ def test_faces_and_other_people_are_kept(tmp_path: Path) -> None:
     assert (path, Prediction("a", *answer)) == (b"/a", row)
 
 
-@pytest.mark.parametrize("where", [100, 5000, 9000])
+@pytest.mark.parametrize("where", [0, 100, 5000, 9000])
 def test_a_damaged_state_is_told(folder: Folder, where: int) -> None:
     for number in range(300):
         folder.write(f"file{number}", "x")
@@ -281,9 +309,9 @@ def test_a_damaged_state_is_told(folder: Folder, where: int) -> None:
     with folder.state.open("r+b") as file:
         file.seek(where)
         file.write(b"\xa5" * (folder.state.stat().st_size - where))
-    with pytest.raises(StateError, match="--fresh"), State(folder.state, "model") as state:
+    with pytest.raises(StateError, match="remove this one"), State(folder.state, "model") as state:
         rows_of(Night(state, Policy()), Reader(), sorted(str(path) for path in folder.root.iterdir()))
-    remove_state(folder.state)
+    folder.state.unlink()
     folder.night()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from steps import SIDE, Dying, DyingOnce, FromSlowDisk, Obey, Paint, Unanswerable
+from steps import SIDE, Dying, DyingOnce, FromSlowDisk, Obey, Paint, SlowInference, Unanswerable
 
 from gender_batch.pictures.ahead import FEWEST, READERS
 from gender_batch.prediction import Status
@@ -213,6 +213,37 @@ def test_a_picture_that_never_ends_costs_its_own_row(deed: str) -> None:
 def test_the_limit_is_one_picture_s_not_one_chunk_s() -> None:
     paths = [f"{number} slow" for number in range(SHORT_CHUNK)]  # 2.4 s together, 0.3 s each
     check(paths, scored(paths, count=1, timeout=1.5), {})
+
+
+def test_the_limit_is_not_that_of_the_inference_of_a_whole_chunk() -> None:
+    paths = [f"picture {number}" for number in range(SHORT_CHUNK)]  # 2.4 s together, 0.3 s each
+    check(paths, scored(paths, count=1, timeout=1.5, factory=SlowInference()), {})
+
+
+def test_the_time_for_which_all_is_stopped_does_not_count() -> None:
+    program = """
+from steps import Obey
+from gender_batch.scoring.pool import WorkerPool
+if __name__ == "__main__":
+    with WorkerPool(Obey(), 1, 2.0) as pool:
+        for path, outcome in pool.outcomes([f"picture {n}" for n in range(8)] + [f"{n} slow" for n in range(8)]):
+            print(path, outcome.status, sep=": ", flush=True)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+    ) as process:
+        assert process.stdout is not None
+        told = [process.stdout.readline() for _ in range(8)]
+        time.sleep(0.3)  # the worker has one of the next in hand
+        os.killpg(process.pid, signal.SIGSTOP)
+        time.sleep(4)
+        os.killpg(process.pid, signal.SIGCONT)
+        told += process.stdout.readlines()
+    assert len(told) == 16
+    assert all(line.endswith(b": ok\n") for line in told), told
 
 
 def test_a_consumer_that_takes_its_time_makes_no_picture_late() -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 from samples import (
     bmp_header,
+    bmp_with_alpha,
     encoded,
     gif_header,
     jpeg_header,
@@ -352,6 +353,37 @@ def test_sixteen_bit_greyscale_tiff_of_either_byte_order_is_scaled() -> None:
         assert pixels(decode_picture(data))[0, :, 0].tolist() == [0, 100, 255]
 
 
+def test_a_transparent_value_of_a_sixteen_bit_png_is_composed_on_white() -> None:
+    values = np.array([[0, 300, 25_700, 65_535]], dtype=np.uint16)
+    picture = decode_picture(encoded(Image.fromarray(values), "PNG", transparency=300))
+    assert pixels(picture)[0, :, 0].tolist() == [0, 255, 100, 255]
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ({"bits": 16, "photometric": 0}, "white is 0"),
+        ({"bits": 16, "photometric": 2, "samples": 3, "planar": 2}, "planes"),
+    ],
+)
+def test_a_tiff_that_would_be_misread_is_unsupported(kind: dict[str, int], told: str) -> None:
+    error = refused(tiff_header(4, 3, **kind))
+    assert (error.status, error.width, error.height) == (Status.UNSUPPORTED, 4, 3)
+    assert told in str(error)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"photometric": 0},
+        {"photometric": 2, "samples": 3, "planar": 2},
+        {"bits": 16, "photometric": 2, "samples": 3},
+    ],
+)
+def test_its_relatives_are_read(kind: dict[str, int]) -> None:
+    assert decode_picture(tiff_header(4, 3, **kind)).image.size == (4, 3)
+
+
 def test_wide_integers_within_sixteen_bits_are_scaled_by_that_range() -> None:
     values = np.array([[0, 25_700, 51_400]], dtype=np.int32)
     data = encoded(Image.fromarray(values), "TIFF")
@@ -392,6 +424,12 @@ def test_rgba_is_composed_on_white(kind: str, options: dict[str, object]) -> Non
     image = Image.new("RGBA", (3, 1))
     image.putdata([(255, 0, 0, 255), (0, 0, 0, 0), (0, 0, 0, 51)])
     assert pixels(decode_picture(encoded(image, kind, **options))).tolist() == [[[255, 0, 0], [255] * 3, [204] * 3]]
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(255, 100), (51, 224), (0, 100)])
+def test_alpha_of_a_bmp_that_is_0_everywhere_is_none(alpha: int, expected: int) -> None:
+    picture = decode_picture(bmp_with_alpha(Image.new("RGBA", (2, 2), (100, 100, 100, alpha))))
+    assert pixels(picture).tolist() == [[[expected] * 3] * 2] * 2
 
 
 def test_grey_with_alpha_is_composed_on_white() -> None:

@@ -17,6 +17,7 @@ from gender_batch.model.metadata import KEY, Metadata, ModelError
 from gender_batch.model.session import Model, OutOfGpuMemoryError
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.prediction import Status
+from gender_batch.scoring import run
 from gender_batch.scoring.batches import BatchInference
 from gender_batch.scoring.pool import WorkerPool
 from gender_batch.scoring.run import Options, Scorer, Summary
@@ -83,6 +84,15 @@ def test_rows_follow_the_threshold_and_the_order(brightness: Path, tmp_path: Pat
     assert rows[2].status is Status.CORRUPT
     assert (summary.pictures, summary.failed) == (5, 1)
     assert summary.labels == {"bright": 2, "dark": 1, "uncertain": 1}
+
+
+def test_what_is_installed_for_heic_decides_an_answer(brightness: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Scorer(Options(model=brightness, device="cpu"))
+    digests = set()
+    for reads_heif in (False, True):
+        monkeypatch.setattr(run, "reads_heif", lambda answer=reads_heif: answer)
+        digests.add(scorer.digest())
+    assert len(digests) == 2
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 11])

@@ -1,17 +1,13 @@
 """scoring/worker.py: what is read is inferred together, and each picture gets its own answer."""
 
-from collections.abc import Callable
+from math import ceil
 
 import numpy as np
 import pytest
 
 from gender_batch.model.session import DEFAULT_FOLDER, Model
 from gender_batch.prediction import Status
-from gender_batch.scoring.worker import Outcome, _ReadAndInfer
-
-
-def unread(_path: str, _read: Callable[[], bytes]) -> Outcome:
-    raise AssertionError
+from gender_batch.scoring.worker import Outcome, _Inference
 
 
 def outcomes(model: Model, counts: list[int], seed: int) -> list[Outcome]:
@@ -29,12 +25,14 @@ def outcomes(model: Model, counts: list[int], seed: int) -> list[Outcome]:
 @pytest.mark.parametrize("name", ["apparent-gender.onnx", "apparent-gender.int8.onnx", "apparent-gender.fp16.onnx"])
 def test_answers_are_to_the_last_bit_those_of_each_picture_alone_however_many_are_inferred_together(name: str) -> None:
     model = Model(DEFAULT_FOLDER / name, "cpu", threads=1)
-    step = _ReadAndInfer(unread, model)
+    infer = _Inference(model)
     tried = set()
-    for number in range(len(step.SIZES) * step.TRIALS + 1):
-        tried.add(step._size())
+    for number in range(len(infer.SIZES) * infer.TRIALS + 1):
+        size = infer._size()
+        tried.add(size)
         given = outcomes(model, [1, 0, 2, 1, 1, 3, 0, 1], seed=number)
-        for before, after in zip(given, step.infer(given), strict=True):
+        begun: list[None] = []
+        for before, after in zip(given, infer(given, lambda begun=begun: begun.append(None)), strict=True):
             if before.result is None:
                 assert after == before
                 continue
@@ -43,17 +41,18 @@ def test_answers_are_to_the_last_bit_those_of_each_picture_alone_however_many_ar
             assert np.array_equal(after.probabilities, alone)
             assert after.inference > 0
             assert (after.status, after.width, after.height) == (before.status, before.width, before.height)
-    assert tried == set(step.SIZES)
+        assert len(begun) == ceil(9 / size)
+    assert tried == set(infer.SIZES)
 
 
 def test_the_quickest_size_is_kept() -> None:
     model = Model(DEFAULT_FOLDER / "apparent-gender.onnx", "cpu", threads=1)
-    step = _ReadAndInfer(unread, model)
-    step._taken = {size: [3.0, 2.0 if size == 4 else 2.5, 9.0, 9.0] for size in step.SIZES}
-    assert step._size() == 4
+    infer = _Inference(model)
+    infer._taken = {size: [3.0, 2.0 if size == 4 else 2.5, 9.0, 9.0] for size in infer.SIZES}
+    assert infer._size() == 4
 
 
 def test_pictures_that_all_failed_ask_the_model_nothing() -> None:
     model = Model(DEFAULT_FOLDER / "apparent-gender.onnx", "cpu", threads=1)
     failed = outcomes(model, [0, 0], seed=0)
-    assert _ReadAndInfer(unread, model).infer(failed) == failed
+    assert _Inference(model)(failed, lambda: None) == failed
