@@ -165,6 +165,44 @@ def test_folds_are_a_partition(
             assert not (set(pair) & names(rest) and set(pair) & names(fold))
 
 
+def crowd(*counts: int) -> list[Sample]:
+    """As many pictures of each person as are counted, of two classes in turn."""
+    return [
+        Sample(f"{person}-{number}", person % 2, str(person))
+        for person, count in enumerate(counts)
+        for number in range(count)
+    ]
+
+
+def test_a_person_with_very_many_pictures_is_not_most_of_what_is_held_out() -> None:
+    samples = crowd(*[8] * 80, 300)
+    for seed in range(5):
+        _, held = hold_out(samples, [], seed)
+        assert "80" not in {sample.group for sample in held}
+        assert 0.07 < len(held) / len(samples) < 0.13
+
+
+def test_whom_a_seed_holds_out_does_not_hang_on_how_many_pictures_there_are_of_them() -> None:
+    samples = crowd(*[3] * 200, 20)
+    held = [{sample.group for sample in hold_out(samples, [], seed)[1]} for seed in range(20)]
+    assert 0 < sum("200" in people for people in held) < 10
+    assert len(set[str]().union(*held)) > 150
+
+
+def test_a_part_that_lacks_a_class_is_not_held_out() -> None:
+    # Of three parts one is the two pictures of the first person alone, and the nearest to a tenth.
+    people = {"anna": (2, 0), "bea and bob": (5, 5), "cora and carl": (5, 5), "dan": (0, 1)}
+    samples = [
+        Sample(f"{who} {label} {number}", label, who)
+        for who, counts in people.items()
+        for label in (0, 1)
+        for number in range(counts[label])
+    ]
+    for seed in range(5):
+        for side in hold_out(samples, [], seed):
+            assert {sample.label for sample in side} == {0, 1}
+
+
 def test_cross_validation_tests_every_picture_once(people: Path) -> None:
     give_splits(people, "val", "test")
     data = load_dataset(people, group_by=PERSON)
