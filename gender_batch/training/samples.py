@@ -43,10 +43,10 @@ class Found:
 def find_samples(root: Path, group_by: str | None, labels_file: Path | None) -> Found:
     """Every labelled picture below `root`; no file is opened but `labels_file`.
 
-    The classes and splits come from the column `label` and, if it is there, `split` of `labels_file`. Without a
-    column `label` they come from the folders: `train/<class>/...` with optional `val/` and `test/`, or
-    `<class>/...` alone, which a column `split` may still divide. The group is the first group of the regular
-    expression `group_by`, or the column `group`, or the picture itself.
+    The classes come from the column `label` of `labels_file`, or, without one, from the folders `train/<class>/...` with
+    optional `val/` and `test/`, or `<class>/...` alone. The splits come from the column `split`, or, without one, from
+    the folders. The group is the first group of the regular expression `group_by`, or the column `group`, or the
+    picture itself.
 
     Raises DatasetError.
     """
@@ -66,7 +66,7 @@ def _found(root: Path, group_by: str | None, listed: Listed | None) -> Found:
     else:
         labels, found = _in_folders(root)
         rows, notes = listed.rows_of(root, {name for name, _, _ in found}) if listed else {}, ()
-    if listed and "split" in listed.columns and not any(split for _, _, split in found):
+    if listed and "split" in listed.columns:
         found = [(name, label, listed.value(rows, "split", name)) for name, label, _ in found]
 
     group = _grouping(group_by)

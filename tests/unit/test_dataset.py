@@ -314,10 +314,9 @@ def test_a_list_gives_groups_and_attributes(people: Path) -> None:
         split, label, file = name.split("/")
         person = f"{split} {file.split('_')[0][1:]}"  # the same numbers in both classes
         written = f"data/{name}" if number % 2 else name
-        # The folders have the last word on the split.
-        rows.append((written, label.upper(), person, str(number % 3), "train"))
-    rows.append(("data/train/a/gone.png", "A", "nobody", "9", "test"))
-    file = write_labels(people / "labels.csv", ("path", "class again", "group", "age", "split"), rows)
+        rows.append((written, label.upper(), person, str(number % 3)))
+    rows.append(("data/train/a/gone.png", "A", "nobody", "9"))
+    file = write_labels(people / "labels.csv", ("path", "class again", "group", "age"), rows)
     data = load_dataset(people, labels_file=file)
     assert len(data.test) == 6
     for sample in data.all:
@@ -338,6 +337,16 @@ def test_a_list_without_labels_may_give_the_split(people: Path) -> None:
     assert data.val
     with pytest.raises(DatasetError, match=r"no line for a/a0_0\.png; with a column `split` every picture"):
         load_dataset(people, labels_file=write_labels(people / "labels.csv", ("path", "split"), rows[1:]))
+
+
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_a_split_in_the_list_is_above_the_folders(people: Path, with_labels: bool) -> None:
+    give_splits(people, "test")
+    rows = [(name, "test" if "_2" in name else "train", name.split("/")[1]) for name in pictures(people)]
+    columns = ("path", "split", "label") if with_labels else ("path", "split", "class again")
+    data = load_dataset(people, labels_file=write_labels(people / "labels.csv", columns, rows))
+    assert names(data.test) == {name for name in pictures(people) if "_2" in name}
+    assert any(name.startswith("test/") for name in names((*data.train, *data.val)))
 
 
 def test_a_list_with_labels_decides_all(people: Path, tmp_path: Path) -> None:
