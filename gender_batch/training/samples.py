@@ -12,6 +12,12 @@ from gender_batch.pictures.listed import Listed, ListError, Row, read_list
 
 SPLITS = ("train", "val", "test")
 
+RUNS = "runs"
+"""A folder of this name beside `train/` is not of the data: there `train` puts its runs, if it is started in DATA."""
+
+ARCHIVE_LITTER = "__MACOSX"
+"""The folder that a Mac packs beside what it is asked to."""
+
 
 class DatasetError(Exception):
     """The labelled data cannot be trained on. The message names the folder or the file, and the remedy."""
@@ -91,6 +97,12 @@ def _in_folders(root: Path) -> tuple[tuple[str, ...], list[tuple[str, str, str]]
     if "train" not in folders:
         classes = _classes(root)
         return classes, [(name, label, "") for name, label in _in_classes(root, root, classes)]
+    others = set(_folders(root)) - {*SPLITS, RUNS}
+    if others:
+        raise DatasetError(
+            f"{root}: {', '.join(sorted(others))} beside train is none of the folders {', '.join(SPLITS)}; "
+            "rename what is for validation to val, and move anything else out of it"
+        )
     classes = _classes(root / "train")
     return classes, [
         (name, label, split) for split in folders for name, label in _in_classes(root, root / split, classes)
@@ -100,7 +112,7 @@ def _in_folders(root: Path) -> tuple[tuple[str, ...], list[tuple[str, str, str]]
 def _classes(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder; it must hold one folder of pictures per class")
-    labels = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    labels = tuple(_folders(folder))
     if len(labels) < 2:
         raise DatasetError(
             f"{folder}: {len(labels)} class folder(s) found ({', '.join(labels) or 'none'}); "
@@ -109,16 +121,35 @@ def _classes(folder: Path) -> tuple[str, ...]:
     return labels
 
 
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders that may be classes or splits, sorted: none that is hidden, or litter of an archive."""
+    return sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name != ARCHIVE_LITTER
+    )
+
+
 def _in_classes(root: Path, folder: Path, classes: tuple[str, ...]) -> list[tuple[str, str]]:
-    unknown = {entry.name for entry in folder.iterdir() if entry.is_dir()} - set(classes)
+    unknown = set(_folders(folder)) - set(classes)
     if unknown:
         raise DatasetError(f"{folder}: class folder(s) {', '.join(sorted(unknown))} are not among {', '.join(classes)}")
     return [(name, label) for label in classes if (folder / label).is_dir() for name in _files(root, folder / label)]
 
 
 def _files(root: Path, folder: Path) -> list[str]:
-    """Names of all files below the folder, relative to the root."""
-    return [str(Path(path).relative_to(root)) for path in Walk().files([str(folder)])]
+    """Names of all files below the folder, relative to the root; behind links to folders those that are not met
+    without. Raises DatasetError where a folder cannot be read."""
+    paths = list(Walk().files([str(folder)]))
+    walk = Walk(follow_links=True)
+    linked = sorted(set(walk.files([str(folder)])) - set(paths))
+    if walk.unreadable_folders:
+        unreadable, reason = walk.unreadable_folders[0]
+        raise DatasetError(f"{unreadable}: {reason}; make the folder readable, or move it out of {root}")
+    if linked:
+        met = {os.path.realpath(path) for path in paths}
+        paths += [path for path in linked if os.path.realpath(path) not in met]
+    return [str(Path(path).relative_to(root)) for path in paths]
 
 
 # --- labels.csv ---

@@ -515,6 +515,56 @@ def test_a_test_without_one_of_the_classes_is_refused(people: Path) -> None:
         load_dataset(people)
 
 
+@pytest.mark.parametrize("name", ["valid", "extra"])
+def test_a_folder_beside_train_that_is_no_split_is_refused(people: Path, name: str) -> None:
+    give_splits(people, "val")
+    (people / "val").rename(people / name)
+    with pytest.raises(DatasetError, match=rf"{name} beside train is none of .*; rename .* to val") as caught:
+        load_dataset(people)
+    assert str(people) in str(caught.value)
+
+
+def test_folders_that_are_hidden_or_nobodys_are_neither_classes_nor_splits(people: Path) -> None:
+    for name in (".git", ".ipynb_checkpoints", "__MACOSX"):
+        (people / name).mkdir()
+    assert load_dataset(people).labels == ("a", "b")
+    for name in (".git", ".ipynb_checkpoints", "__MACOSX"):
+        (people / name).rmdir()
+    give_splits(people, "test")
+    for place in ("", "train", "test"):
+        for name in (".git", "__MACOSX"):
+            (people / place / name).mkdir()
+    (people / "runs").mkdir()  # where the program itself puts its runs
+    assert load_dataset(people).labels == ("a", "b")
+
+
+def test_pictures_behind_links_to_folders_are_learnt_and_none_by_two_names(people: Path, tmp_path: Path) -> None:
+    (people / "a" / "more").mkdir()
+    for number, path in enumerate(sorted((people / "a").glob("*.png"))[:30]):
+        path.rename(people / "a" / "more" / path.name) if number % 2 else path.unlink()
+    for number in range(30):
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (200, number, 0)).save(tmp_path / "elsewhere" / f"{number}.png")
+    (people / "a" / "link").symlink_to(tmp_path / "elsewhere")
+    (people / "a" / "again").symlink_to("more")  # comes before it
+    (people / "a" / "loop").symlink_to(people / "a")
+    found = names(load_dataset(people).all)
+    assert Counter(name.split("/")[1].split("_")[0] for name in found if name.count("/") == 2) == {"link": 30, "more": 15}
+    assert len(found) == 180 - 15 + 30
+    rows = [(name, name[0]) for name in found]
+    listed = load_dataset(people, labels_file=write_labels(tmp_path / "labels.csv", ("path", "label"), rows))
+    assert names(listed.all) == found
+    assert not listed.notes
+
+
+def test_a_folder_that_cannot_be_read_is_told(unprivileged: Path) -> None:
+    for label in "ab":
+        (unprivileged / label / "more").mkdir(parents=True)
+    (unprivileged / "b" / "more").chmod(0)
+    with pytest.raises(DatasetError, match="b/more: Permission denied; make the folder readable"):
+        load_dataset(unprivileged)
+
+
 def test_few_unreadable_pictures_are_left_out_and_many_stop_the_run(people: Path) -> None:
     (people / "a" / "bad.png").write_text("no picture")
     data = load_dataset(people)
