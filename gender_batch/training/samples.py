@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gender_batch.pictures.find import Walk
 from gender_batch.pictures.listed import Listed, ListError, Row, read_list
+from gender_batch.prediction import UNCERTAIN
 
 SPLITS = ("train", "val", "test")
 
@@ -72,6 +73,10 @@ def _found(root: Path, group_by: str | None, listed: Listed | None) -> Found:
     else:
         labels, found = _in_folders(root)
         rows, notes = listed.rows_of(root, {name for name, _, _ in found}) if listed else {}, ()
+    if UNCERTAIN in labels:
+        raise DatasetError(
+            f"{root}: a class is called {UNCERTAIN!r}, as is the answer where none is probable; give it another name"
+        )
     if listed and "split" in listed.columns:
         found = [(name, label, listed.value(rows, "split", name)) for name, label, _ in found]
 

@@ -501,6 +501,18 @@ def test_the_fewest_pictures_allowed_can_be_split(people: Path) -> None:
         assert {sample.label for sample in samples} == {0, 1}
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_class_called_uncertain_is_refused(people: Path, listed: bool) -> None:
+    file = None
+    if listed:
+        rows = [(name, ("a", "uncertain")[name[0] == "b"]) for name in pictures(people)]
+        file = write_labels(people / "labels.csv", ("path", "label"), rows)
+    else:
+        (people / "b").rename(people / "uncertain")
+    with pytest.raises(DatasetError, match="a class is called 'uncertain'.*another name"):
+        load_dataset(people, labels_file=file)
+
+
 def test_a_class_only_in_the_test_is_refused(people: Path) -> None:
     give_splits(people)
     (people / "test" / "c").mkdir(parents=True)
