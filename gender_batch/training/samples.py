@@ -39,12 +39,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Found:
-    """What the user gave. Without `given` there are no splits yet, and every picture is under `train`."""
+    """What the user gave. Without `given` there are no splits yet, and every picture is under `train`.
+
+    `repeating` are columns of the labels file that only say the class again; they are no attributes.
+    """
 
     labels: tuple[str, ...]
     splits: dict[str, list[Sample]]
     given: bool
     notes: tuple[str, ...]
+    repeating: tuple[str, ...] = ()
 
 
 def find_samples(root: Path, group_by: str | None, labels_file: Path | None) -> Found:
@@ -81,7 +85,7 @@ def _found(root: Path, group_by: str | None, listed: Listed | None) -> Found:
         found = [(name, label, listed.value(rows, "split", name)) for name, label, _ in found]
 
     group = _grouping(group_by)
-    attributes = _attributes(listed, rows, {name: label for name, label, _ in found})
+    attributes, repeating = _attributes(listed, rows, {name: label for name, label, _ in found})
     splits: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for name, label, split in found:
         who = listed.value(rows, "group", name) if listed and "group" in listed.columns else group(name)
@@ -90,7 +94,7 @@ def _found(root: Path, group_by: str | None, listed: Listed | None) -> Found:
     given = any(split for _, _, split in found)
     if given and not splits["train"]:
         raise DatasetError(f"{root}: no picture is in the split train; there is nothing to train on")
-    return Found(labels, splits, given, notes)
+    return Found(labels, splits, given, notes, repeating)
 
 
 # --- folders ---
@@ -202,16 +206,17 @@ def _check_roles(listed: Listed) -> None:
 
 def _attributes(
     listed: Listed | None, rows: Mapping[str, Row], label_of: Mapping[str, str]
-) -> dict[str, dict[str, str]]:
-    """The other columns by picture, but those that only say the class again."""
+) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
+    """The other columns by picture, and the names of those that are none, since they only say the class again."""
     if listed is None:
-        return {}
-    columns = [
-        column
-        for column in listed.attributes
-        if any(row.values[column].casefold() != label_of[name].casefold() for name, row in rows.items())
-    ]
-    return {name: {column: row.values[column] for column in columns} for name, row in rows.items()}
+        return {}, ()
+
+    def repeats(column: str) -> bool:
+        return all(row.values[column].casefold() == label_of[name].casefold() for name, row in rows.items())
+
+    kept = [column for column in listed.attributes if not repeats(column)]
+    repeating = tuple(column for column in ("label", *listed.attributes) if column in listed.columns and repeats(column))
+    return {name: {column: row.values[column] for column in kept} for name, row in rows.items()}, repeating
 
 
 # --- groups ---

@@ -60,6 +60,10 @@ def pictures(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
 
 
+def jpegs(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*.jpg"))
+
+
 def save_photo(path: Path, seed: int, quality: int = 95) -> None:
     """A picture with detail; another quality makes another file of the same photo."""
     coarse = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (12, 12, 3), np.uint8))
@@ -218,6 +222,21 @@ def test_cross_validation_tests_every_picture_once(people: Path) -> None:
     assert parts == list(folds(data, 5, seed=1))
 
 
+def test_a_person_on_both_given_sides_does_not_matter_to_folds(people: Path) -> None:
+    give_splits(people, "val", "test")
+    save_photo(people / "train" / "a" / "photo_1.jpg", seed=1)
+    save_photo(people / "val" / "a" / "copy_1.jpg", seed=1, quality=60)
+    Image.new("RGB", (8, 8)).save(people / "test" / "a" / "a1_9.png")
+    shutil.rmtree(people / "val" / "b")
+    data = load_dataset(people, group_by=PERSON, pooled=True)
+    assert not [note for note in data.notes if "leak" in note]
+    parts = list(folds(data, 3, seed=0))
+    assert Counter(name for part in parts for name in names(part.test)) == Counter(pictures(people) + jpegs(people))
+    for part in parts:
+        train, val, test = groups(part)
+        assert not (train | val) & test
+
+
 def test_more_folds_than_people_are_refused_before_the_first(people: Path) -> None:
     data = load_dataset(people, group_by=PERSON)
     with pytest.raises(DatasetError, match=r"20 group\(s\) .* 21 folds"):
@@ -328,6 +347,23 @@ def test_a_list_gives_groups_and_attributes(people: Path) -> None:
     assert len(train | val) == 40
     (note,) = data.notes
     assert note.startswith("23 group(s) hold pictures of more than one class")
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        ("gender", "'gender' of --labels only repeats the classes"),
+        ("age", "nothing is known .* 'age'"),
+        ("race", "nothing is known .* 'race'"),
+    ],
+)
+def test_a_column_to_learn_that_tells_nothing_is_refused_before_a_picture_is_read(
+    people: Path, column: str, told: str
+) -> None:
+    rows = [(name, name[0].upper(), "") for name in pictures(people)]
+    file = write_labels(people / "labels.csv", ("path", "gender", "age"), rows)
+    with pytest.raises(DatasetError, match=told):
+        load_dataset(people, labels_file=file, columns=[column], advance=lambda _: pytest.fail("a picture was read"))
 
 
 def test_a_list_without_labels_may_give_the_split(people: Path) -> None:

@@ -140,6 +140,36 @@ def test_folds_are_not_resumed_as_others(begun: Order, tmp_path: Path) -> None:
     assert len(run.cross_validate(begun, 3, folder, CPU, Told(), resume=True).results) == 3
 
 
+def listed(data: Path) -> Path:
+    """A labels file that says of every picture its class again, a person of two pictures, and a split that cuts
+    people apart."""
+    file = data.parent / "labels.csv"
+    rows = [
+        f"{path.relative_to(data)},{path.parent.name},{path.parent.name}{int(path.stem) // 2},"
+        f"{('train', 'test')[int(path.stem) % 2]}"
+        for path in sorted(data.glob("*/*"))
+    ]
+    file.write_text("\n".join(["path,gender,group,split", *rows]) + "\n")
+    return file
+
+
+def test_people_in_two_given_splits_do_not_matter_to_folds(begun: Order, tmp_path: Path) -> None:
+    divided = replace(begun, labels_file=listed(begun.data))
+    with pytest.raises(DatasetError, match="two sides"):
+        run.train(divided, tmp_path / "run", CPU, Told())
+    validated = run.cross_validate(divided, 2, tmp_path / "folds", CPU, Told())
+    assert sum(len(result.answers) for result in validated.results) == 60
+
+
+@pytest.mark.parametrize("wanted", [{"balance": "gender"}, {"auxiliary": ("gender",)}])
+def test_a_column_that_repeats_the_classes_is_no_use_and_told_before_the_pictures_are_read(
+    begun: Order, tmp_path: Path, wanted: dict[str, object]
+) -> None:
+    useless = replace(begun, labels_file=listed(begun.data), **wanted)
+    with pytest.raises(DatasetError, match="'gender' of --labels only repeats the classes"):
+        run.train(useless, tmp_path / "run", CPU, Told(), reading=lambda _: pytest.fail("a picture was read"))
+
+
 def test_two_trainings_do_not_write_into_one_folder(begun: Order, tmp_path: Path) -> None:
     class Second(Told):
         def epoch(self, *_: object) -> None:
@@ -448,3 +478,13 @@ def test_faces_are_learnt_where_nearly_all_photos_show_one(tmp_path: Path, label
     assert not run.photos_show_faces(tmp_path / "data", None, None, detector, notes.append)
     assert notes[1].startswith("10 of 12 photos")
     assert "whole" in notes[1]
+
+
+def test_empty_classes_are_told_also_where_faces_are_looked_for(tmp_path: Path, detector: Path) -> None:
+    for label in ("x", "y"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+    notes: list[str] = []
+    assert not run.photos_show_faces(tmp_path / "data", None, None, detector, notes.append)
+    assert not notes
+    with pytest.raises(DatasetError, match="class x has 0 readable"):
+        run.train(order(tmp_path), tmp_path / "run", CPU, Told())
