@@ -63,7 +63,7 @@ class Metadata:
             labels = _labels(content["labels"])
             if UNCERTAIN in labels:
                 raise ModelError(
-                    f"{source}: a class is called {UNCERTAIN!r}, as is the answer where no class is probable; "
+                    f"{source}: a class is called {UNCERTAIN!r}, as is the answer where none is probable; "
                     "give the class another name, train, and export the model again"
                 )
             return cls(

@@ -78,9 +78,10 @@ def load_dataset(
     Splits that are given are kept: a person or a photo on two sides is an error, or a note with `allow_leaks`.
     What is missing is held out from the rest, whole groups at a time and near-duplicates together: a validation set,
     and where nothing is given a test set. `pooled`, for `folds`, leaves all of it in `train`, whatever is given.
-    Before any picture is read, `columns` of the labels file are seen to tell something. The digest is the SHA-256 over all names and contents, and the labels
-    file if there is one. With `crops` the main face is cut out of each picture, and those without one are left out;
-    near-duplicates are then those of the faces. `advance` is called with the number of pictures read.
+    Before a picture is read, `columns` of the labels file must tell something of one. The digest is the SHA-256 over
+    all names and contents, and the labels file if there is one. With `crops` the main face is cut out of each picture,
+    and those without one are left out; near-duplicates are then those of the faces. `advance` is called with the number
+    of pictures read.
 
     Raises DatasetError.
     """

@@ -18,7 +18,7 @@ from gender_batch import __version__
 from gender_batch.evaluation.gallery import Answer
 from gender_batch.evaluation.metrics import Metrics, Proportion, Threshold, numbered
 from gender_batch.faces.look import FaceSearch, Looker
-from gender_batch.outputs.publish import locked
+from gender_batch.outputs.publish import locked, published
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
 from gender_batch.training.crops import Crops, with_a_face
@@ -112,7 +112,7 @@ def train(
     """Train as ordered and leave everything in `folder`.
 
     With `resume` an interrupted run of the same order goes on after its last finished epoch.
-    Raises RunError, LockedError, DatasetError, WeightsError, FloatingPointError.
+    Raises RunError, LockedError, DatasetError, WeightsError, FloatingPointError, OSError.
     """
     with _alone(folder):
         _prepare(folder, order, resume)
@@ -331,4 +331,6 @@ def _prepare(folder: Path, order: Order, resume: bool, crops: Path | None = None
             raise RunError(f"{folder}: was begun with another {', '.join(changed)}; --resume needs the same")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # report and gallery show people
     place = crops or (folder / CROPS if order.detector else order.data)
-    config.write_text(json.dumps({**order.to_dict(), PICTURES: str(place.resolve())}, indent=2) + "\n")
+    content = json.dumps({**order.to_dict(), PICTURES: str(place.resolve())}, indent=2) + "\n"
+    with published(config) as file:  # half of it, on a full disk, could not be resumed
+        file.write(content.encode())

@@ -54,9 +54,9 @@ class Found:
 def find_samples(root: Path, group_by: str | None, labels_file: Path | None) -> Found:
     """Every labelled picture below `root`; no file is opened but `labels_file`.
 
-    The classes come from the column `label` of `labels_file`, or, without one, from the folders `train/<class>/...` with
-    optional `val/` and `test/`, or `<class>/...` alone. The splits come from the column `split`, or, without one, from
-    the folders. The group is the first group of the regular expression `group_by`, or the column `group`, or the
+    The classes come from the column `label` of `labels_file` or, without one, from the folders: `train/<class>/...`
+    with optional `val/` and `test/`, or `<class>/...` alone. The splits come from the column `split` or, without one,
+    from the folders. The group is the first group of the regular expression `group_by`, or the column `group`, or the
     picture itself.
 
     Raises DatasetError.

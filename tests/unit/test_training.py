@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +22,12 @@ from watching import Told
 from gender_batch.evaluation.gallery import Answer
 from gender_batch.evaluation.metrics import Proportion, Threshold, measure
 from gender_batch.outputs.publish import LockedError
+from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.training import run
 from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.dataset import Dataset, DatasetError, Sample
 from gender_batch.training.fit import Labelled, choose, fit, schedule
-from gender_batch.training.loading import Squares
+from gender_batch.training.loading import Squares, batches
 from gender_batch.training.losses import Auxiliary, GroupLosses
 from gender_batch.training.network import EMBEDDING, Checkpoint, Network, WeightsError, load_initial_weights
 from gender_batch.training.order import IMAGE_SIZES, Order, suited
@@ -294,6 +299,23 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
+def test_a_state_that_cannot_be_written_is_an_error_of_the_file_and_leaves_the_last_one(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "state.pt"
+    State("data", epoch=1).save(file)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            State("data", epoch=2, weights={"large": torch.zeros(100_000)}).save(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(file)
+    assert State.load(file).epoch == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
 def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
     written = Checkpoint(
         network=Network(2),
@@ -345,6 +367,25 @@ def test_what_suits_features_and_pictures(
     assert (found.seed, found.image_size) == (3, 64)
     assert found.statistics_from == statistics
     assert (found.augmentation.zoom_out > 0) == zooming
+
+
+# Batches
+
+
+def test_an_interrupt_of_the_terminal_leaves_the_loading_to_who_asked_for_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(40):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    paths = [str(tmp_path / f"{number}.png") for number in range(40)]
+    squares = Squares(paths, Preprocessing(size=8, resize=8), tmp_path)
+    squares.cache = None  # as of data that the disk cannot hold
+    given = batches(squares, 4, 1, torch.device("cpu"))
+    first, _ = next(given)
+    (worker,) = multiprocessing.active_children()
+    os.kill(int(worker.pid or 0), signal.SIGINT)
+    assert sum(len(pictures) for pictures, _ in given) + len(first) == 40
+    assert capfd.readouterr().err == ""
 
 
 # Phases
