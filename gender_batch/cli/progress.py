@@ -70,7 +70,8 @@ class TrainingProgress:
         self.told = time.monotonic()
         self.console.print(message, markup=False, soft_wrap=True)
         if self.log is None and self.folder.is_dir():
-            self.log = (self.folder / "train.log").open("a")
+            # A file name need not be text.
+            self.log = (self.folder / "train.log").open("a", encoding="utf-8", errors="backslashreplace")
         if self.log:
             print(time.strftime("%Y-%m-%d %H:%M:%S"), message, file=self.log, flush=True)
 

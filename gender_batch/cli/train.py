@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -187,7 +190,7 @@ def train(
 
     machine = Machine(_device(device), workers=_loading_processes())
     again = f"--resume goes on after the last finished epoch: --out {folder} --resume"
-    with stopping_on_signals(again), TrainingProgress(folder) as progress:
+    with _disk_errors_told(data, folder, again), stopping_on_signals(again), TrainingProgress(folder) as progress:
         try:
             if looking:
                 cropping = _show_faces(data, group_by, labels_file, found, progress)
@@ -241,6 +244,22 @@ def train(
     click.echo(f"uncertain below {result.threshold.value}: {(result.test or result.val).coverage} answered, "
                f"{(result.test or result.val).decided_right} of those right")  # fmt: skip
     click.echo(f"report and checkpoint in {result.folder}; next: gender-batch export {result.folder}")
+
+
+@contextmanager
+def _disk_errors_told(data: Path, folder: Path, how_to_go_on: str) -> Iterator[None]:
+    """An error of the file system becomes one line that names the place, the cause and the remedy, and exit code 1."""
+    from gender_batch.scoring.state import volume_of
+
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = f"make room on {volume_of(folder)}, or let this user write more. {how_to_go_on}"
+        else:
+            remedy = f"this user must be able to read {data}, and to write {folder}, which --out names"
+        cause = "Not a directory" if isinstance(error, FileExistsError) else error.strerror or error
+        fail(f"{error.filename or folder}: {cause}; {remedy}")
 
 
 def _show_faces(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from gender_batch.pictures.preprocessing import FaceCrop, Preprocessing, PreprocessingError
+from gender_batch.prediction import UNCERTAIN
 
 KEY = "gender_batch"
 FORMAT_VERSION = 1
@@ -59,13 +60,19 @@ class Metadata:
             pictures = _one_of(content["pictures"], "face", "photo")
             if pictures == "face" and preprocessing.face is None:  # a file of before faces were cut out
                 preprocessing = replace(preprocessing, face=FaceCrop())
+            labels = _labels(content["labels"])
+            if UNCERTAIN in labels:
+                raise ModelError(
+                    f"{source}: a class is called {UNCERTAIN!r}, as is the answer where none is probable; "
+                    "give the class another name, train, and export the model again"
+                )
             return cls(
                 **{
                     **content,
-                    "labels": _labels(content["labels"]),
+                    "labels": labels,
                     "preprocessing": preprocessing,
                     "pictures": pictures,
-                    "threshold": float(content["threshold"]),
+                    "threshold": _share(content["threshold"]),
                     "attributions": tuple(content["attributions"]),
                 }
             )
@@ -80,6 +87,12 @@ def _labels(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(label, str) for label in value) or len(set(value)) < 2:
         raise ValueError(f"labels {value!r} are not two or more names")
     return tuple(value)
+
+
+def _share(value: object) -> float:
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"threshold {value!r} is not between 0 and 1")
+    return float(value)
 
 
 def _one_of(value: object, *known: str) -> str:

@@ -16,7 +16,7 @@ from gender_batch.training.duplicates import SHORTER_SIDE, Fingerprint, connect,
 from gender_batch.training.samples import SPLITS, DatasetError, Found, Sample, find_samples
 from gender_batch.training.splits import cut_folds, hold_out
 
-__all__ = ["Dataset", "DatasetError", "Sample", "folds", "load_dataset"]
+__all__ = ["Dataset", "DatasetError", "Sample", "check_known", "folds", "load_dataset"]
 
 MOST_UNREADABLE = 0.05
 """Share of unreadable pictures past which the data, not the pictures, is what is wrong."""
@@ -68,6 +68,8 @@ def load_dataset(
     labels_file: Path | None = None,
     seed: int = 0,
     allow_leaks: bool = False,
+    pooled: bool = False,
+    columns: Sequence[str] = (),
     crops: Crops | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Dataset:
@@ -75,13 +77,16 @@ def load_dataset(
 
     Splits that are given are kept: a person or a photo on two sides is an error, or a note with `allow_leaks`.
     What is missing is held out from the rest, whole groups at a time and near-duplicates together: a validation set,
-    and where nothing is given a test set. The digest is the SHA-256 over all names and contents, and the labels
-    file if there is one. With `crops` the main face is cut out of each picture, and those without one are left out;
-    near-duplicates are then those of the faces. `advance` is called with the number of pictures read.
+    and where nothing is given a test set. `pooled`, for `folds`, leaves all of it in `train`, whatever is given.
+    Before a picture is read, `columns` of the labels file must tell something of one. The digest is the SHA-256 over
+    all names and contents, and the labels file if there is one. With `crops` the main face is cut out of each picture,
+    and those without one are left out; near-duplicates are then those of the faces. `advance` is called with the number
+    of pictures read.
 
     Raises DatasetError.
     """
     found = find_samples(root, group_by, labels_file)
+    _check_columns(root, found, columns)
     pictures = [sample for split in SPLITS for sample in found.splits[split]]
     read = _read_all(root, pictures, labels_file, crops, advance)
     fingerprints, unreadable = read.fingerprints, read.unreadable
@@ -92,6 +97,8 @@ def load_dataset(
             f"Repair or remove them; up to {MOST_UNREADABLE:.0%} are left out and listed"
         )
     splits = {split: [s for s in found.splits[split] if s.name in fingerprints] for split in SPLITS}
+    if pooled:
+        splits = {"train": [sample for split in SPLITS for sample in splits[split]], "val": [], "test": []}
     _check_classes(root, found.labels, splits)
 
     readable = [sample for split in SPLITS for sample in splits[split]]
@@ -111,9 +118,10 @@ def load_dataset(
         together = {name for pair in near for name in pair if cut.issuperset(pair)}
         if together:
             notes.append(f"{len(together)} pictures are near-duplicates of others; they stay on one side with them")
-        if not found.given:
+        if not found.given and not pooled:
             splits["train"], splits["test"] = hold_out(splits["train"], near, seed)
-        splits["train"], splits["val"] = hold_out(splits["train"], near, seed)
+        if not pooled:
+            splits["train"], splits["val"] = hold_out(splits["train"], near, seed)
     return Dataset(
         root,
         found.labels,
@@ -141,6 +149,12 @@ def folds(dataset: Dataset, count: int, seed: int) -> Iterator[Dataset]:
     near = dataset.near_duplicates
     cuts = [(*hold_out(rest, near, seed), fold) for rest, fold in cut_folds(dataset.all, near, count, seed)]
     return (replace(dataset, train=tuple(train), val=tuple(val), test=tuple(fold)) for train, val, fold in cuts)
+
+
+def check_known(root: Path, samples: Sequence[Sample], column: str) -> None:
+    """Raises DatasetError where the column says nothing of any of the pictures."""
+    if not any(sample.attributes.get(column) for sample in samples):
+        raise DatasetError(f"{root}: nothing is known of its pictures as {column!r}; name a column of --labels")
 
 
 @dataclass
@@ -225,6 +239,16 @@ def _faceless(found: Found, names: Sequence[str]) -> Iterator[str]:
         f"no face was found in {parts} pictures, {names[0]} among them; they are left out, and no figure counts them: "
         "classify gives such pictures no label"
     )
+
+
+def _check_columns(root: Path, found: Found, columns: Sequence[str]) -> None:
+    samples = [sample for split in SPLITS for sample in found.splits[split]]
+    for column in columns:
+        if column in found.repeating:
+            raise DatasetError(
+                f"{root}: the column {column!r} of --labels only repeats the classes; name another one, or none"
+            )
+        check_known(root, samples, column)
 
 
 def _check_classes(root: Path, labels: tuple[str, ...], splits: dict[str, list[Sample]]) -> None:

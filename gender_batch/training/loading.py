@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +90,13 @@ def batches(
         # not wait.
         num_workers=(count := workers if squares.cache is None else 2 * (gpu and seed is not None)),
         multiprocessing_context="fork" if count else None,
+        worker_init_fn=_leave_interrupts,
         pin_memory=gpu,
     )
     for pictures, indices in loader:
         yield pictures.to(device, non_blocking=True), indices
+
+
+def _leave_interrupts(_worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the one that asks for batches stops the others, without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

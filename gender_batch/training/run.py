@@ -18,11 +18,11 @@ from gender_batch import __version__
 from gender_batch.evaluation.gallery import Answer
 from gender_batch.evaluation.metrics import Metrics, Proportion, Threshold, numbered
 from gender_batch.faces.look import FaceSearch, Looker
-from gender_batch.outputs.publish import locked
+from gender_batch.outputs.publish import locked, published
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
 from gender_batch.training.crops import Crops, with_a_face
-from gender_batch.training.dataset import Dataset, DatasetError, folds, load_dataset
+from gender_batch.training.dataset import Dataset, DatasetError, check_known, folds, load_dataset
 from gender_batch.training.findings import write_findings
 from gender_batch.training.fit import Labelled, fit
 from gender_batch.training.judge import HeldOut, judge, squares_of, true_classes
@@ -112,7 +112,7 @@ def train(
     """Train as ordered and leave everything in `folder`.
 
     With `resume` an interrupted run of the same order goes on after its last finished epoch.
-    Raises RunError, LockedError, DatasetError, WeightsError, FloatingPointError.
+    Raises RunError, LockedError, DatasetError, WeightsError, FloatingPointError, OSError.
     """
     with _alone(folder):
         _prepare(folder, order, resume)
@@ -128,6 +128,8 @@ def photos_show_faces(
     is, is noted. Raises DatasetError."""
     found = find_samples(data, group_by, labels_file)
     names = sorted(sample.name for samples in found.splits.values() for sample in samples)
+    if not names:
+        return False  # training tells which classes are empty
     looked_at = [str(data / name) for name in names[:: -(-len(names) // LOOKED_AT)]]
     any_size = Preprocessing(IMAGE_SIZES["face"], IMAGE_SIZES["face"])
     count = with_a_face(looked_at, Looker(FaceSearch(detector), any_size))
@@ -157,7 +159,7 @@ def cross_validate(
             raise RunError(f"{folder}: no run to resume; leave --resume out")
         if order.detector:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        data = _load(order, folder, watcher, reading)
+        data = _load(order, folder, watcher, reading, pooled=True)
         results = []
         for number, fold in enumerate(folds(data, count, order.recipe.seed), 1):
             watcher.note(f"fold {number} of {count}")
@@ -180,7 +182,7 @@ def cross_validate(
 
 def groups_of(data: Dataset, column: str) -> Tensor:
     """Indices (N,) of the groups of an attribute by class, of the training pictures. Raises DatasetError."""
-    _check_known(data, column)
+    check_known(data.root, data.train, column)
     keys = [f"{sample.label} {sample.attributes.get(column, '')}" for sample in data.train]
     return torch.from_numpy(np.unique(np.array(keys), return_inverse=True)[1])
 
@@ -189,19 +191,16 @@ def others_of(data: Dataset, names: Sequence[str]) -> Tensor:
     """Indices (N, columns) of the values of attributes of the training pictures, -1 unknown. Raises DatasetError."""
     columns = []
     for name in names:
-        _check_known(data, name)
+        check_known(data.root, data.train, name)
         found = [sample.attributes.get(name, "") for sample in data.train]
         index = {value: number for number, value in enumerate(sorted(set(found) - {""}))}
         columns.append(torch.tensor([index.get(value, -1) for value in found]))
     return torch.stack(columns, 1)
 
 
-def _check_known(data: Dataset, column: str) -> None:
-    if not any(sample.attributes.get(column) for sample in data.train):
-        raise DatasetError(f"{data.root}: nothing is known of its pictures as {column!r}; name a column of --labels")
-
-
-def _load(order: Order, folder: Path, watcher: Watcher, reading: Callable[[int], None]) -> Dataset:
+def _load(
+    order: Order, folder: Path, watcher: Watcher, reading: Callable[[int], None], pooled: bool = False
+) -> Dataset:
     torch.manual_seed(order.recipe.seed)
     # Checked before the pictures are read: a wrong --init should not cost minutes.
     load_initial_weights(Network(1), order.init)
@@ -214,6 +213,8 @@ def _load(order: Order, folder: Path, watcher: Watcher, reading: Callable[[int],
         labels_file=order.labels_file,
         seed=order.recipe.seed,
         allow_leaks=order.allow_leaks,
+        pooled=pooled,
+        columns=(*order.auxiliary, *((order.balance,) if order.balance else ())),
         crops=crops,
         advance=reading,
     )
@@ -331,4 +332,6 @@ def _prepare(folder: Path, order: Order, resume: bool, crops: Path | None = None
             raise RunError(f"{folder}: was begun with another {', '.join(changed)}; --resume needs the same")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # report and gallery show people
     place = crops or (folder / CROPS if order.detector else order.data)
-    config.write_text(json.dumps({**order.to_dict(), PICTURES: str(place.resolve())}, indent=2) + "\n")
+    content = json.dumps({**order.to_dict(), PICTURES: str(place.resolve())}, indent=2) + "\n"
+    with published(config) as file:  # half of it, on a full disk, could not be resumed
+        file.write(content.encode())

@@ -9,8 +9,15 @@ from pathlib import Path
 
 from gender_batch.pictures.find import Walk
 from gender_batch.pictures.listed import Listed, ListError, Row, read_list
+from gender_batch.prediction import UNCERTAIN
 
 SPLITS = ("train", "val", "test")
+
+RUNS = "runs"
+"""A folder of this name beside `train/` is not of the data: there `train` puts its runs, if it is started in DATA."""
+
+ARCHIVE_LITTER = "__MACOSX"
+"""The folder that a Mac packs beside what it is asked to."""
 
 
 class DatasetError(Exception):
@@ -32,21 +39,25 @@ class Sample:
 
 @dataclass(frozen=True)
 class Found:
-    """What the user gave. Without `given` there are no splits yet, and every picture is under `train`."""
+    """What the user gave. Without `given` there are no splits yet, and every picture is under `train`.
+
+    `repeating` are columns of the labels file that only say the class again; they are no attributes.
+    """
 
     labels: tuple[str, ...]
     splits: dict[str, list[Sample]]
     given: bool
     notes: tuple[str, ...]
+    repeating: tuple[str, ...] = ()
 
 
 def find_samples(root: Path, group_by: str | None, labels_file: Path | None) -> Found:
     """Every labelled picture below `root`; no file is opened but `labels_file`.
 
-    The classes and splits come from the column `label` and, if it is there, `split` of `labels_file`. Without a
-    column `label` they come from the folders: `train/<class>/...` with optional `val/` and `test/`, or
-    `<class>/...` alone, which a column `split` may still divide. The group is the first group of the regular
-    expression `group_by`, or the column `group`, or the picture itself.
+    The classes come from the column `label` of `labels_file` or, without one, from the folders: `train/<class>/...`
+    with optional `val/` and `test/`, or `<class>/...` alone. The splits come from the column `split` or, without one,
+    from the folders. The group is the first group of the regular expression `group_by`, or the column `group`, or the
+    picture itself.
 
     Raises DatasetError.
     """
@@ -66,11 +77,15 @@ def _found(root: Path, group_by: str | None, listed: Listed | None) -> Found:
     else:
         labels, found = _in_folders(root)
         rows, notes = listed.rows_of(root, {name for name, _, _ in found}) if listed else {}, ()
-    if listed and "split" in listed.columns and not any(split for _, _, split in found):
+    if UNCERTAIN in labels:
+        raise DatasetError(
+            f"{root}: a class is called {UNCERTAIN!r}, as is the answer where none is probable; give it another name"
+        )
+    if listed and "split" in listed.columns:
         found = [(name, label, listed.value(rows, "split", name)) for name, label, _ in found]
 
     group = _grouping(group_by)
-    attributes = _attributes(listed, rows, {name: label for name, label, _ in found})
+    attributes, repeating = _attributes(listed, rows, {name: label for name, label, _ in found})
     splits: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for name, label, split in found:
         who = listed.value(rows, "group", name) if listed and "group" in listed.columns else group(name)
@@ -79,7 +94,7 @@ def _found(root: Path, group_by: str | None, listed: Listed | None) -> Found:
     given = any(split for _, _, split in found)
     if given and not splits["train"]:
         raise DatasetError(f"{root}: no picture is in the split train; there is nothing to train on")
-    return Found(labels, splits, given, notes)
+    return Found(labels, splits, given, notes, repeating)
 
 
 # --- folders ---
@@ -91,6 +106,12 @@ def _in_folders(root: Path) -> tuple[tuple[str, ...], list[tuple[str, str, str]]
     if "train" not in folders:
         classes = _classes(root)
         return classes, [(name, label, "") for name, label in _in_classes(root, root, classes)]
+    others = set(_folders(root)) - {*SPLITS, RUNS}
+    if others:
+        raise DatasetError(
+            f"{root}: {', '.join(sorted(others))} beside train is none of the folders {', '.join(SPLITS)}; "
+            "rename what is for validation to val, and move anything else out of it"
+        )
     classes = _classes(root / "train")
     return classes, [
         (name, label, split) for split in folders for name, label in _in_classes(root, root / split, classes)
@@ -100,7 +121,7 @@ def _in_folders(root: Path) -> tuple[tuple[str, ...], list[tuple[str, str, str]]
 def _classes(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder; it must hold one folder of pictures per class")
-    labels = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    labels = tuple(_folders(folder))
     if len(labels) < 2:
         raise DatasetError(
             f"{folder}: {len(labels)} class folder(s) found ({', '.join(labels) or 'none'}); "
@@ -109,16 +130,35 @@ def _classes(folder: Path) -> tuple[str, ...]:
     return labels
 
 
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders that may be classes or splits, sorted: none that is hidden, or litter of an archive."""
+    return sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name != ARCHIVE_LITTER
+    )
+
+
 def _in_classes(root: Path, folder: Path, classes: tuple[str, ...]) -> list[tuple[str, str]]:
-    unknown = {entry.name for entry in folder.iterdir() if entry.is_dir()} - set(classes)
+    unknown = set(_folders(folder)) - set(classes)
     if unknown:
         raise DatasetError(f"{folder}: class folder(s) {', '.join(sorted(unknown))} are not among {', '.join(classes)}")
     return [(name, label) for label in classes if (folder / label).is_dir() for name in _files(root, folder / label)]
 
 
 def _files(root: Path, folder: Path) -> list[str]:
-    """Names of all files below the folder, relative to the root."""
-    return [str(Path(path).relative_to(root)) for path in Walk().files([str(folder)])]
+    """Names of all files below the folder, relative to the root; behind links to folders those that are not met
+    without. Raises DatasetError where a folder cannot be read."""
+    paths = list(Walk().files([str(folder)]))
+    walk = Walk(follow_links=True)
+    linked = sorted(set(walk.files([str(folder)])) - set(paths))
+    if walk.unreadable_folders:
+        unreadable, reason = walk.unreadable_folders[0]
+        raise DatasetError(f"{unreadable}: {reason}; make the folder readable, or move it out of {root}")
+    if linked:
+        met = {os.path.realpath(path) for path in paths}
+        paths += [path for path in linked if os.path.realpath(path) not in met]
+    return [str(Path(path).relative_to(root)) for path in paths]
 
 
 # --- labels.csv ---
@@ -166,16 +206,19 @@ def _check_roles(listed: Listed) -> None:
 
 def _attributes(
     listed: Listed | None, rows: Mapping[str, Row], label_of: Mapping[str, str]
-) -> dict[str, dict[str, str]]:
-    """The other columns by picture, but those that only say the class again."""
+) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
+    """The other columns by picture, and the names of those that are none, since they only say the class again."""
     if listed is None:
-        return {}
-    columns = [
-        column
-        for column in listed.attributes
-        if any(row.values[column].casefold() != label_of[name].casefold() for name, row in rows.items())
-    ]
-    return {name: {column: row.values[column] for column in columns} for name, row in rows.items()}
+        return {}, ()
+
+    def repeats(column: str) -> bool:
+        return all(row.values[column].casefold() == label_of[name].casefold() for name, row in rows.items())
+
+    kept = [column for column in listed.attributes if not repeats(column)]
+    repeating = tuple(
+        column for column in ("label", *listed.attributes) if column in listed.columns and repeats(column)
+    )
+    return {name: {column: row.values[column] for column in kept} for name, row in rows.items()}, repeating
 
 
 # --- groups ---

@@ -18,11 +18,18 @@ HELD_OUT_FOLDS = 10
 Pairs = Iterable[tuple[str, str]]
 """Names of two pictures that are one photo."""
 
+_Cut = tuple[list[Sample], list[Sample]]
+"""The rest, and one part."""
 
-def hold_out(samples: Sequence[Sample], near: Pairs, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """(the rest, a tenth of the groups); more than a tenth where a class has fewer than ten groups.
 
-    Raises DatasetError where some class would be on one side only.
+def hold_out(samples: Sequence[Sample], near: Pairs, seed: int) -> _Cut:
+    """(the rest, a tenth of the pictures or what comes nearest to it), whole groups and every class on both sides.
+
+    Of the parts that the groups are cut into, ten or as many as every class has groups for, it is the one nearest in
+    size to a tenth, by lot among those as near to a percent. A person with many more pictures than a tenth is therefore
+    always learnt, never judged: the figures are those of many people.
+
+    Raises DatasetError where no part has every class, or every one has all of some class.
     """
     together = merge_groups(samples, near)
     count = min(HELD_OUT_FOLDS, _fewest_groups(samples, together))
@@ -31,10 +38,15 @@ def hold_out(samples: Sequence[Sample], near: Pairs, seed: int) -> tuple[list[Sa
             "all pictures of a class are of one group, so that none can be held out; "
             "--group-by or the column `group` must tell people apart"
         )
-    return next(_cut(samples, together, count, seed))
+    cuts = [cut for cut in _cut(samples, together, count, seed) if _has_every_class(samples, cut)]
+    if not cuts:
+        raise _uneven(count)
+    # The largest group is always dealt to the first part: without the lot it would be held out whatever the seed.
+    np.random.default_rng(seed).shuffle(cuts)
+    return min(cuts, key=lambda cut: abs(round(100 * len(cut[1]) / len(samples)) - 100 // HELD_OUT_FOLDS))
 
 
-def cut_folds(samples: Sequence[Sample], near: Pairs, count: int, seed: int) -> list[tuple[list[Sample], list[Sample]]]:
+def cut_folds(samples: Sequence[Sample], near: Pairs, count: int, seed: int) -> list[_Cut]:
     """`count` times (the rest, one fold); the folds are disjoint and together all samples.
 
     Raises DatasetError where a class has too few groups for that.
@@ -47,7 +59,10 @@ def cut_folds(samples: Sequence[Sample], near: Pairs, count: int, seed: int) -> 
         raise DatasetError(
             f"a class with {fewest} group(s) of pictures cannot be cut into {count} folds; ask for fewer with --folds"
         )
-    return list(_cut(samples, together, count, seed))
+    cuts = list(_cut(samples, together, count, seed))
+    if not all(_has_every_class(samples, cut) for cut in cuts):
+        raise _uneven(count)
+    return cuts
 
 
 def merge_groups(samples: Sequence[Sample], near: Pairs) -> NDArray[np.int64]:
@@ -70,15 +85,21 @@ def _fewest_groups(samples: Sequence[Sample], groups: NDArray[np.int64]) -> int:
     return min(len(found) for found in groups_of.values())
 
 
-def _cut(
-    samples: Sequence[Sample], groups: NDArray[np.int64], count: int, seed: int
-) -> Iterator[tuple[list[Sample], list[Sample]]]:
+def _cut(samples: Sequence[Sample], groups: NDArray[np.int64], count: int, seed: int) -> Iterator[_Cut]:
     labels = [sample.label for sample in samples]
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     for rest, part in splitter.split(samples, labels, groups):
-        if any({labels[index] for index in side} != set(labels) for side in (rest, part)):
-            raise DatasetError(
-                f"the groups differ too much in size to cut the pictures into {count} parts with every class in each; "
-                "try another --seed, or give the splits yourself"
-            )
         yield [samples[index] for index in rest], [samples[index] for index in part]
+
+
+def _has_every_class(samples: Sequence[Sample], cut: _Cut) -> bool:
+    """Whether both sides of the cut have all classes of the samples."""
+    classes = {sample.label for sample in samples}
+    return all({sample.label for sample in side} == classes for side in cut)
+
+
+def _uneven(count: int) -> DatasetError:
+    return DatasetError(
+        f"the groups differ too much in size to cut the pictures into {count} parts with every class in each; "
+        "try another --seed, or give the splits yourself"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -72,9 +73,14 @@ class State:
     """Which weights are the result, in words, once all epochs are done."""
 
     def save(self, path: Path) -> None:
-        content = {**vars(self), "history": [asdict(epoch) for epoch in self.history]}
-        with published(path) as file:
-            torch.save(content, file)
+        """Whole or not at all. Raises OSError that names `path`, as on a full disk."""
+        content = io.BytesIO()  # torch tells of a full disk in words of its own
+        torch.save({**vars(self), "history": [asdict(epoch) for epoch in self.history]}, content)
+        try:
+            with published(path) as file:
+                file.write(content.getbuffer())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
     @classmethod
     def load(cls, path: Path) -> State:

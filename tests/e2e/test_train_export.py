@@ -301,6 +301,46 @@ def test_a_few_unreadable_pictures_are_left_out_and_listed(
     assert b"left out: male/bad.jpg: unsupported" in result.stderr
 
 
+def test_a_file_whose_name_is_no_text_does_not_end_the_training(
+    initial_weights: Path, labelled: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(labelled, tmp_path / "data")
+    Path(os.fsdecode(os.fsencode(tmp_path / "data" / "male") + b"/caf\xe9.jpg")).write_text("no picture")
+    arguments = ("train", tmp_path / "data", "--out", tmp_path / "run", "--init", initial_weights, *SMALL)
+    result = gender_batch(*arguments, "--adapt-epochs", "1", "--fine-epochs", "0")
+    assert result.returncode == 0, result.stderr
+    assert "left out: male/caf\\udce9.jpg: unsupported" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(
+    labelled: Path, initial_weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    result = in_this_process("train", labelled, "--out", tmp_path / "file" / "run", "--init", initial_weights, *SHORT)
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.decode().splitlines() if "gender-batch:" in line]
+    assert f"{tmp_path / 'file'}: Not a directory" in line
+    assert "--out" in line
+
+
+def test_a_full_disk_is_told_and_the_training_goes_on_when_there_is_room(
+    labelled: Path, initial_weights: Path, tmp_path: Path
+) -> None:
+    arguments = ("train", labelled, "--out", tmp_path / "run", "--init", initial_weights, *SHORT)
+    full = subprocess.run(
+        ["bash", "-c", 'ulimit -f 20000; exec "$@"', "bash", COMMAND, *arguments], capture_output=True, check=False
+    )  # 20 MB a file: the first state has no room
+    assert full.returncode == 1
+    last = full.stderr.decode().splitlines()[-1]
+    assert last.startswith(f"gender-batch: {tmp_path / 'run' / 'state.pt'}: File too large; make room on ")
+    assert last.endswith(f"--out {tmp_path / 'run'} --resume")
+    assert b"Traceback" not in full.stderr
+    assert not [path for path in (tmp_path / "run").iterdir() if path.suffix == ".tmp"]
+    result = gender_batch(*arguments, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
+
+
 def test_a_failed_download_says_how_to_use_init(labelled: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9",
                    "TORCH_HOME": str(tmp_path / "cache")}  # fmt: skip

@@ -60,6 +60,10 @@ def pictures(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
 
 
+def jpegs(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*.jpg"))
+
+
 def save_photo(path: Path, seed: int, quality: int = 95) -> None:
     """A picture with detail; another quality makes another file of the same photo."""
     coarse = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (12, 12, 3), np.uint8))
@@ -165,6 +169,44 @@ def test_folds_are_a_partition(
             assert not (set(pair) & names(rest) and set(pair) & names(fold))
 
 
+def crowd(*counts: int) -> list[Sample]:
+    """As many pictures of each person as are counted, of two classes in turn."""
+    return [
+        Sample(f"{person}-{number}", person % 2, str(person))
+        for person, count in enumerate(counts)
+        for number in range(count)
+    ]
+
+
+def test_a_person_with_very_many_pictures_is_not_most_of_what_is_held_out() -> None:
+    samples = crowd(*[8] * 80, 300)
+    for seed in range(5):
+        _, held = hold_out(samples, [], seed)
+        assert "80" not in {sample.group for sample in held}
+        assert 0.07 < len(held) / len(samples) < 0.13
+
+
+def test_whom_a_seed_holds_out_does_not_hang_on_how_many_pictures_there_are_of_them() -> None:
+    samples = crowd(*[3] * 200, 20)
+    held = [{sample.group for sample in hold_out(samples, [], seed)[1]} for seed in range(20)]
+    assert 0 < sum("200" in people for people in held) < 10
+    assert len(set[str]().union(*held)) > 150
+
+
+def test_a_part_that_lacks_a_class_is_not_held_out() -> None:
+    # Of three parts one is the two pictures of the first person alone, and the nearest to a tenth.
+    people = {"anna": (2, 0), "bea and bob": (5, 5), "cora and carl": (5, 5), "dan": (0, 1)}
+    samples = [
+        Sample(f"{who} {label} {number}", label, who)
+        for who, counts in people.items()
+        for label in (0, 1)
+        for number in range(counts[label])
+    ]
+    for seed in range(5):
+        for side in hold_out(samples, [], seed):
+            assert {sample.label for sample in side} == {0, 1}
+
+
 def test_cross_validation_tests_every_picture_once(people: Path) -> None:
     give_splits(people, "val", "test")
     data = load_dataset(people, group_by=PERSON)
@@ -178,6 +220,21 @@ def test_cross_validation_tests_every_picture_once(people: Path) -> None:
         assert not (train | val) & test
         assert len(part.val) == pytest.approx(0.1 * len((*part.train, *part.val)), abs=6)
     assert parts == list(folds(data, 5, seed=1))
+
+
+def test_a_person_on_both_given_sides_does_not_matter_to_folds(people: Path) -> None:
+    give_splits(people, "val", "test")
+    save_photo(people / "train" / "a" / "photo_1.jpg", seed=1)
+    save_photo(people / "val" / "a" / "copy_1.jpg", seed=1, quality=60)
+    Image.new("RGB", (8, 8)).save(people / "test" / "a" / "a1_9.png")
+    shutil.rmtree(people / "val" / "b")
+    data = load_dataset(people, group_by=PERSON, pooled=True)
+    assert not [note for note in data.notes if "leak" in note]
+    parts = list(folds(data, 3, seed=0))
+    assert Counter(name for part in parts for name in names(part.test)) == Counter(pictures(people) + jpegs(people))
+    for part in parts:
+        train, val, test = groups(part)
+        assert not (train | val) & test
 
 
 def test_more_folds_than_people_are_refused_before_the_first(people: Path) -> None:
@@ -276,10 +333,9 @@ def test_a_list_gives_groups_and_attributes(people: Path) -> None:
         split, label, file = name.split("/")
         person = f"{split} {file.split('_')[0][1:]}"  # the same numbers in both classes
         written = f"data/{name}" if number % 2 else name
-        # The folders have the last word on the split.
-        rows.append((written, label.upper(), person, str(number % 3), "train"))
-    rows.append(("data/train/a/gone.png", "A", "nobody", "9", "test"))
-    file = write_labels(people / "labels.csv", ("path", "class again", "group", "age", "split"), rows)
+        rows.append((written, label.upper(), person, str(number % 3)))
+    rows.append(("data/train/a/gone.png", "A", "nobody", "9"))
+    file = write_labels(people / "labels.csv", ("path", "class again", "group", "age"), rows)
     data = load_dataset(people, labels_file=file)
     assert len(data.test) == 6
     for sample in data.all:
@@ -293,6 +349,23 @@ def test_a_list_gives_groups_and_attributes(people: Path) -> None:
     assert note.startswith("23 group(s) hold pictures of more than one class")
 
 
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        ("gender", "'gender' of --labels only repeats the classes"),
+        ("age", "nothing is known .* 'age'"),
+        ("race", "nothing is known .* 'race'"),
+    ],
+)
+def test_a_column_to_learn_that_tells_nothing_is_refused_before_a_picture_is_read(
+    people: Path, column: str, told: str
+) -> None:
+    rows = [(name, name[0].upper(), "") for name in pictures(people)]
+    file = write_labels(people / "labels.csv", ("path", "gender", "age"), rows)
+    with pytest.raises(DatasetError, match=told):
+        load_dataset(people, labels_file=file, columns=[column], advance=lambda _: pytest.fail("a picture was read"))
+
+
 def test_a_list_without_labels_may_give_the_split(people: Path) -> None:
     rows = [(name, "test" if "_2" in name else "train") for name in pictures(people)]
     data = load_dataset(people, labels_file=write_labels(people / "labels.csv", ("path", "split"), rows))
@@ -300,6 +373,16 @@ def test_a_list_without_labels_may_give_the_split(people: Path) -> None:
     assert data.val
     with pytest.raises(DatasetError, match=r"no line for a/a0_0\.png; with a column `split` every picture"):
         load_dataset(people, labels_file=write_labels(people / "labels.csv", ("path", "split"), rows[1:]))
+
+
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_a_split_in_the_list_is_above_the_folders(people: Path, with_labels: bool) -> None:
+    give_splits(people, "test")
+    rows = [(name, "test" if "_2" in name else "train", name.split("/")[1]) for name in pictures(people)]
+    columns = ("path", "split", "label") if with_labels else ("path", "split", "class again")
+    data = load_dataset(people, labels_file=write_labels(people / "labels.csv", columns, rows))
+    assert names(data.test) == {name for name in pictures(people) if "_2" in name}
+    assert any(name.startswith("test/") for name in names((*data.train, *data.val)))
 
 
 def test_a_list_with_labels_decides_all(people: Path, tmp_path: Path) -> None:
@@ -454,6 +537,18 @@ def test_the_fewest_pictures_allowed_can_be_split(people: Path) -> None:
         assert {sample.label for sample in samples} == {0, 1}
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_class_called_uncertain_is_refused(people: Path, listed: bool) -> None:
+    file = None
+    if listed:
+        rows = [(name, ("a", "uncertain")[name[0] == "b"]) for name in pictures(people)]
+        file = write_labels(people / "labels.csv", ("path", "label"), rows)
+    else:
+        (people / "b").rename(people / "uncertain")
+    with pytest.raises(DatasetError, match=r"a class is called 'uncertain'.*another name"):
+        load_dataset(people, labels_file=file)
+
+
 def test_a_class_only_in_the_test_is_refused(people: Path) -> None:
     give_splits(people)
     (people / "test" / "c").mkdir(parents=True)
@@ -466,6 +561,56 @@ def test_a_test_without_one_of_the_classes_is_refused(people: Path) -> None:
     shutil.rmtree(people / "test" / "b")
     with pytest.raises(DatasetError, match="class b has no readable picture in test"):
         load_dataset(people)
+
+
+@pytest.mark.parametrize("name", ["valid", "extra"])
+def test_a_folder_beside_train_that_is_no_split_is_refused(people: Path, name: str) -> None:
+    give_splits(people, "val")
+    (people / "val").rename(people / name)
+    with pytest.raises(DatasetError, match=rf"{name} beside train is none of .*; rename .* to val") as caught:
+        load_dataset(people)
+    assert str(people) in str(caught.value)
+
+
+def test_folders_that_are_hidden_or_nobodys_are_neither_classes_nor_splits(people: Path) -> None:
+    for name in (".git", ".ipynb_checkpoints", "__MACOSX"):
+        (people / name).mkdir()
+    assert load_dataset(people).labels == ("a", "b")
+    for name in (".git", ".ipynb_checkpoints", "__MACOSX"):
+        (people / name).rmdir()
+    give_splits(people, "test")
+    for place in ("", "train", "test"):
+        for name in (".git", "__MACOSX"):
+            (people / place / name).mkdir()
+    (people / "runs").mkdir()  # where the program itself puts its runs
+    assert load_dataset(people).labels == ("a", "b")
+
+
+def test_pictures_behind_links_to_folders_are_learnt_and_none_by_two_names(people: Path, tmp_path: Path) -> None:
+    (people / "a" / "more").mkdir()
+    for number, path in enumerate(sorted((people / "a").glob("*.png"))[:30]):
+        path.rename(people / "a" / "more" / path.name) if number % 2 else path.unlink()
+    for number in range(30):
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (200, number, 0)).save(tmp_path / "elsewhere" / f"{number}.png")
+    (people / "a" / "link").symlink_to(tmp_path / "elsewhere")
+    (people / "a" / "again").symlink_to("more")  # comes before it
+    (people / "a" / "loop").symlink_to(people / "a")
+    found = names(load_dataset(people).all)
+    assert Counter(name.split("/")[1] for name in found if name.count("/") == 2) == {"link": 30, "more": 15}
+    assert len(found) == 180 - 15 + 30
+    rows = [(name, name[0]) for name in found]
+    listed = load_dataset(people, labels_file=write_labels(tmp_path / "labels.csv", ("path", "label"), rows))
+    assert names(listed.all) == found
+    assert not listed.notes
+
+
+def test_a_folder_that_cannot_be_read_is_told(unprivileged: Path) -> None:
+    for label in "ab":
+        (unprivileged / label / "more").mkdir(parents=True)
+    (unprivileged / "b" / "more").chmod(0)
+    with pytest.raises(DatasetError, match="b/more: Permission denied; make the folder readable"):
+        load_dataset(unprivileged)
 
 
 def test_few_unreadable_pictures_are_left_out_and_many_stop_the_run(people: Path) -> None:

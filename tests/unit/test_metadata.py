@@ -93,6 +93,20 @@ def test_unknown_preprocessing_is_refused_and_named(preprocessing: dict[str, obj
     assert told in refusal(changed(preprocessing=preprocessing))
 
 
+def test_a_class_called_as_the_answer_of_who_does_not_know_is_refused() -> None:
+    assert "called 'uncertain'" in refusal(changed(labels=["female", "male", "uncertain"]))
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, 50, float("nan"), float("inf"), "0.6", None])
+def test_a_threshold_that_is_no_probability_is_refused(threshold: object) -> None:
+    assert "threshold" in refusal(changed(threshold=threshold))
+
+
+@pytest.mark.parametrize("threshold", [0, 0.5, 1])
+def test_any_probability_may_be_the_threshold(threshold: float) -> None:
+    assert Metadata.from_json(changed(threshold=threshold), SOURCE).threshold == threshold
+
+
 @pytest.mark.parametrize(
     "text",
     [

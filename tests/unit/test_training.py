@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +24,12 @@ from watching import Told
 from gender_batch.evaluation.gallery import Answer
 from gender_batch.evaluation.metrics import Proportion, Threshold, measure
 from gender_batch.outputs.publish import LockedError
+from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.training import run
 from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.dataset import Dataset, DatasetError, Sample
 from gender_batch.training.fit import Labelled, choose, fit, schedule
-from gender_batch.training.loading import Squares
+from gender_batch.training.loading import Squares, batches
 from gender_batch.training.losses import Auxiliary, GroupLosses
 from gender_batch.training.network import EMBEDDING, Checkpoint, Network, WeightsError, load_initial_weights
 from gender_batch.training.order import IMAGE_SIZES, Order, suited
@@ -140,6 +145,36 @@ def test_folds_are_not_resumed_as_others(begun: Order, tmp_path: Path) -> None:
     with pytest.raises(run.RunError, match="begun with other data or splits"):
         run.cross_validate(begun, 2, folder, CPU, Told(), resume=True)
     assert len(run.cross_validate(begun, 3, folder, CPU, Told(), resume=True).results) == 3
+
+
+def listed(data: Path) -> Path:
+    """A labels file that says of every picture its class again, a person of two pictures, and a split that cuts
+    people apart."""
+    file = data.parent / "labels.csv"
+    rows = [
+        f"{path.relative_to(data)},{path.parent.name},{path.parent.name}{int(path.stem) // 2},"
+        f"{('train', 'test')[int(path.stem) % 2]}"
+        for path in sorted(data.glob("*/*"))
+    ]
+    file.write_text("\n".join(["path,gender,group,split", *rows]) + "\n")
+    return file
+
+
+def test_people_in_two_given_splits_do_not_matter_to_folds(begun: Order, tmp_path: Path) -> None:
+    divided = replace(begun, labels_file=listed(begun.data))
+    with pytest.raises(DatasetError, match="two sides"):
+        run.train(divided, tmp_path / "run", CPU, Told())
+    validated = run.cross_validate(divided, 2, tmp_path / "folds", CPU, Told())
+    assert sum(len(result.answers) for result in validated.results) == 60
+
+
+@pytest.mark.parametrize("wanted", [{"balance": "gender"}, {"auxiliary": ("gender",)}])
+def test_a_column_that_repeats_the_classes_is_no_use_and_told_before_the_pictures_are_read(
+    begun: Order, tmp_path: Path, wanted: dict[str, object]
+) -> None:
+    useless = replace(begun, labels_file=listed(begun.data), **wanted)
+    with pytest.raises(DatasetError, match="'gender' of --labels only repeats the classes"):
+        run.train(useless, tmp_path / "run", CPU, Told(), reading=lambda _: pytest.fail("a picture was read"))
 
 
 def test_two_trainings_do_not_write_into_one_folder(begun: Order, tmp_path: Path) -> None:
@@ -266,6 +301,23 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
+def test_a_state_that_cannot_be_written_is_an_error_of_the_file_and_leaves_the_last_one(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "state.pt"
+    State("data", epoch=1).save(file)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            State("data", epoch=2, weights={"large": torch.zeros(100_000)}).save(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(file)
+    assert State.load(file).epoch == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
 def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
     written = Checkpoint(
         network=Network(2),
@@ -355,6 +407,25 @@ def test_what_suits_features_and_pictures(
     assert (found.seed, found.image_size) == (3, 64)
     assert found.statistics_from == statistics
     assert (found.augmentation.zoom_out > 0) == zooming
+
+
+# Batches
+
+
+def test_an_interrupt_of_the_terminal_leaves_the_loading_to_who_asked_for_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(40):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    paths = [str(tmp_path / f"{number}.png") for number in range(40)]
+    squares = Squares(paths, Preprocessing(size=8, resize=8), tmp_path)
+    squares.cache = None  # as of data that the disk cannot hold
+    given = batches(squares, 4, 1, torch.device("cpu"))
+    first, _ = next(given)
+    (worker,) = multiprocessing.active_children()
+    os.kill(int(worker.pid or 0), signal.SIGINT)
+    assert sum(len(pictures) for pictures, _ in given) + len(first) == 40
+    assert capfd.readouterr().err == ""
 
 
 # Phases
@@ -490,3 +561,13 @@ def test_faces_are_learnt_where_nearly_all_photos_show_one(tmp_path: Path, label
     assert not run.photos_show_faces(tmp_path / "data", None, None, detector, notes.append)
     assert notes[1].startswith("10 of 12 photos")
     assert "whole" in notes[1]
+
+
+def test_empty_classes_are_told_also_where_faces_are_looked_for(tmp_path: Path, detector: Path) -> None:
+    for label in ("x", "y"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+    notes: list[str] = []
+    assert not run.photos_show_faces(tmp_path / "data", None, None, detector, notes.append)
+    assert not notes
+    with pytest.raises(DatasetError, match="class x has 0 readable"):
+        run.train(order(tmp_path), tmp_path / "run", CPU, Told())
