@@ -26,8 +26,9 @@ def hold_out(samples: Sequence[Sample], near: Pairs, seed: int) -> _Cut:
     """(the rest, a tenth of the pictures or what comes nearest to it), whole groups and every class on both sides.
 
     Of the parts that the groups are cut into, ten or as many as every class has groups for, it is the one nearest in
-    size to a tenth, by lot among those as near to a percent. A person with many more pictures than a tenth is therefore
-    always learnt, never judged: the figures are those of many people.
+    size to a tenth; among those as near to a percent the first or, where a person has more than a percent of the
+    pictures, one by lot. A person with many more pictures than a tenth is therefore always learnt, never judged: the
+    figures are those of many people.
 
     Raises DatasetError where no part has every class, or every one has all of some class.
     """
@@ -41,8 +42,9 @@ def hold_out(samples: Sequence[Sample], near: Pairs, seed: int) -> _Cut:
     cuts = [cut for cut in _cut(samples, together, count, seed) if _has_every_class(samples, cut)]
     if not cuts:
         raise _uneven(count)
-    # The largest group is always dealt to the first part: without the lot it would be held out whatever the seed.
-    np.random.default_rng(seed).shuffle(cuts)
+    # The largest group is always dealt to the first part: one that counts would be held out whatever the seed.
+    if np.bincount(together).max() > len(samples) / 100:
+        np.random.default_rng(seed).shuffle(cuts)
     return min(cuts, key=lambda cut: abs(round(100 * len(cut[1]) / len(samples)) - 100 // HELD_OUT_FOLDS))
 
 
