@@ -148,7 +148,7 @@ def _detector(_: Plan) -> Iterator[Found]:
     try:
         place = find_detector()
         if place is None:
-            yield Level.NOTE, f"none; only --faces needs it: {GET_IT}"
+            yield Level.NOTE, f"none: the program's own model takes whole photos for face crops. {GET_IT}"
         else:
             verified(place)
             yield Level.OK, f"{place}: it is the right one"
