@@ -84,6 +84,6 @@ def _check(content: bytes, source: str) -> None:
     digest = hashlib.sha256(content).hexdigest()
     if digest != SHA256:
         raise DetectorError(
-            f"{source}: not {NAME}, and not used: its SHA-256 is {digest[:16]}..., not {SHA256[:16]}...; bring the right "
-            f"file, and name it with --detector or {VARIABLE}"
+            f"{source}: not {NAME}, and not used: its SHA-256 is {digest[:16]}..., not {SHA256[:16]}...; bring "
+            f"the right file, and name it with --detector or {VARIABLE}"
         )
