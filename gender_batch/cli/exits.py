@@ -45,6 +45,10 @@ EPILOG = (
 )
 
 
+SOON = 0.01
+"""Seconds."""
+
+
 class Interrupted(BaseException):
     """A signal asked the program to stop. Not an Exception: no decoder's safety net may swallow it."""
 
@@ -78,6 +82,16 @@ def stopping_on_signals(
             signal.signal(name, signal.SIG_IGN)
         raise Interrupted(number)
 
+    def unraisable(error: sys.UnraisableHookArgs) -> None:
+        # In the callback of a weak reference, of which torch has many, Python cannot pass it on: a little later it can.
+        if not isinstance(error.exc_value, Interrupted):
+            hook(error)
+            return
+        number = error.exc_value.number
+        signal.signal(signal.SIGALRM, lambda *_: stop(number, None))
+        signal.setitimer(signal.ITIMER_REAL, SOON)
+
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
     before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     if deadline is not None:
         signal.setitimer(signal.ITIMER_REAL, deadline)
@@ -93,6 +107,7 @@ def stopping_on_signals(
         signal.setitimer(signal.ITIMER_REAL, 0)
         for name, handler in before.items():
             signal.signal(name, handler)
+        sys.unraisablehook = hook
 
 
 @contextmanager
