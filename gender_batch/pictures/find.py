@@ -195,8 +195,8 @@ class _Merged:
                 self._ends.append(self._file.tell())
             self._file.flush()
         except OSError as error:
-            place = f"in {tempfile.gettempdir()} (TMPDIR), where names are kept that are too many for memory"
-            raise OSError(error.errno, f"{error.strerror} {place}") from None
+            why = f"{error.strerror} in TMPDIR, where names are kept that are too many for memory"
+            raise OSError(error.errno, why, tempfile.gettempdir()) from None
 
     def __iter__(self) -> Iterator[_Entry]:
         return merge(*(self._run(start, end) for start, end in pairwise(self._ends)))

@@ -371,7 +371,7 @@ def test_no_room_for_the_names_of_a_full_folder_ends_the_walk(
     monkeypatch.setattr(find, "SORTED", 2)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     walk = Walk(follow_links=follow_links)
-    with pytest.raises(OSError, match=r"No such file or directory in .*gone.*TMPDIR"):
+    with pytest.raises(OSError, match=r"No such file or directory in TMPDIR.*gone"):
         list(walk.files([str(tmp_path)]))
     assert walk.unreadable_folders == []
 
