@@ -46,7 +46,7 @@ EPILOG = (
 
 
 SOON = 0.01
-"""Seconds."""
+"""Seconds after which a signal that was lost is raised once more."""
 
 
 class Interrupted(BaseException):

@@ -118,10 +118,10 @@ def load_dataset(
         together = {name for pair in near for name in pair if cut.issuperset(pair)}
         if together:
             notes.append(f"{len(together)} pictures are near-duplicates of others; they stay on one side with them")
-        if not found.given and not pooled:
+    if not (pooled or splits["val"]):
+        if not found.given:
             splits["train"], splits["test"] = hold_out(splits["train"], near, seed)
-        if not pooled:
-            splits["train"], splits["val"] = hold_out(splits["train"], near, seed)
+        splits["train"], splits["val"] = hold_out(splits["train"], near, seed)
     return Dataset(
         root,
         found.labels,

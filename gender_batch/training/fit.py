@@ -86,8 +86,8 @@ def fit(
     watcher: Watcher,
     known: nn.Linear | None = None,
     data: str = "",
-) -> list[Epoch]:
-    """Train `network` in place to weights that validation chooses; returns the history.
+) -> State:
+    """Train `network` in place to weights that validation chooses; the state tells the history, and which were kept.
 
     `train` holds squares of `recipe.source`, `val` those of `recipe.preprocessing`; `known` is the head that answered
     by the features before. Goes on from `state_file` where there is one, which keeps `data`, what stands for the data
@@ -139,8 +139,7 @@ def fit(
     network.load_state_dict(weights)
     network.eval()
     watcher.note(f"kept: the {state.kept}")
-    state.save(state_file)
-    return state.history
+    return state
 
 
 def _result(training: _Training) -> tuple[str, dict[str, Tensor]]:

@@ -250,7 +250,7 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
     try:
         held_out = HeldOut.of(data, recipe, folder, order.pictures)
         learnt = squares_of(data, data.train, recipe.source, folder)
-        history = fit(
+        state = fit(
             network,
             Labelled(learnt, torch.from_numpy(true_classes(data.train)), groups, others),
             Labelled(held_out.squares["val"], torch.from_numpy(true_classes(data.val))),
@@ -272,8 +272,8 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
         "init": order.init if order.init in ("embedded", "imagenet") else Path(order.init).name,
         "init_training": origin.training,
         "recipe": asdict(recipe),
-        "epochs": len(history),
-        "kept": State.load(folder / STATE).kept,
+        "epochs": len(state.history),
+        "kept": state.kept,
         "pictures": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         "balance": order.balance,
         "auxiliary_columns": list(order.auxiliary),
@@ -291,7 +291,7 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
         figures=figures,
         attributions=tuple(dict.fromkeys((*order.attributions, *origin.attributions))),
     ).save(folder / CHECKPOINT)
-    write_findings(folder, data, held_out, findings, figures, history, recipe, machine)
+    write_findings(folder, data, held_out, findings, figures, state.history, recipe, machine)
     metrics = findings.metrics
     return Result(folder, metrics["val"], metrics.get("test"), findings.threshold, findings.answers)
 

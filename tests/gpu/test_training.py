@@ -1,13 +1,12 @@
-"""What only a GPU can show of training: it comes to its end, goes on where it was stopped, and can be exported."""
+"""What only a GPU can show of training: it comes to its end, and goes on where it was stopped."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from watching import Told
+from samples import dark_and_light
+from watching import Interrupting, Told
 
 torch = pytest.importorskip("torch")
 
@@ -19,22 +18,9 @@ from gender_batch.training.recipe import Machine, Recipe
 pytestmark = pytest.mark.gpu
 
 
-class Interrupting(Told):
-    """Whose user has had enough after the first epoch of the fine-tuning."""
-
-    def epoch(self, epoch: object, *_: object) -> None:
-        if "fine-tuning" in str(epoch):
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("init", ["embedded", "some.pth"])
 def test_a_training_is_stopped_and_goes_on_to_its_end(tmp_path: Path, init: str) -> None:
-    drawn = np.random.default_rng(0)
-    for label in ("dark", "light"):
-        (tmp_path / "data" / label).mkdir(parents=True)
-        for number in range(60):
-            pixels = drawn.integers(0, 128, (64, 64, 3)) + 127 * (label == "light")
-            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / label / f"{number}.png")
+    dark_and_light(tmp_path / "data", 60, 64)
     if init == "some.pth":
         from torchvision.models import mobilenet_v2
 
@@ -44,7 +30,7 @@ def test_a_training_is_stopped_and_goes_on_to_its_end(tmp_path: Path, init: str)
     order = Order(data=tmp_path / "data", recipe=recipe, init=init)
     machine = Machine(torch.device("cuda"), workers=2)
     with pytest.raises(KeyboardInterrupt):
-        run.train(order, tmp_path / "run", machine, Interrupting())
+        run.train(order, tmp_path / "run", machine, Interrupting(2))  # after the adaptation's one epoch
     run.train(order, tmp_path / "run", machine, Told(), resume=True)
     undisturbed = run.train(order, tmp_path / "whole", machine, Told())
     assert undisturbed.test is not None

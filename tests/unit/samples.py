@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,16 @@ INVERSE = {
     8: Image.Transpose.ROTATE_270,
 }
 """By Exif orientation, what turns the upright picture into the one that a camera stores with that tag."""
+
+
+def dark_and_light(folder: Path, count: int, side: int) -> None:
+    """Two classes of so many pictures each, which anything can tell apart: `dark/0.png`, `light/0.png`, ..."""
+    drawn = np.random.default_rng(0)
+    for label in ("dark", "light"):
+        (folder / label).mkdir(parents=True)
+        for number in range(count):
+            pixels = drawn.integers(0, 128, (side, side, 3)) + 127 * (label == "light")
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / label / f"{number}.png")
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -19,7 +19,8 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file
-from watching import Told
+from samples import dark_and_light
+from watching import Interrupting, Told
 
 from gender_batch.evaluation.gallery import Answer
 from gender_batch.evaluation.metrics import Proportion, Threshold, measure
@@ -96,28 +97,10 @@ def test_an_unfinished_run_is_neither_overwritten_nor_resumed_as_another(tmp_pat
         run.train(order(tmp_path), folder, CPU, Told())
 
 
-class Interrupting(Told):
-    """Whose user has had enough after some epochs."""
-
-    def __init__(self, epochs: int) -> None:
-        super().__init__()
-        self.left = epochs
-
-    def epoch(self, *_: object) -> None:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-
-
 @pytest.fixture
 def begun(tmp_path: Path) -> Order:
     """60 little pictures of two classes, to be trained on in two epochs."""
-    drawn = np.random.default_rng(0)
-    for label in ("dark", "light"):
-        (tmp_path / "data" / label).mkdir(parents=True)
-        for number in range(30):
-            pixels = drawn.integers(0, 128, (32, 32, 3)) + 127 * (label == "light")
-            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / label / f"{number}.png")
+    dark_and_light(tmp_path / "data", 30, 32)
     return order(tmp_path, image_size=32, adapt_epochs=0, fine_epochs=2)
 
 
@@ -444,7 +427,7 @@ def labelled_squares(folder: Path, recipe: Recipe) -> tuple[Labelled, Labelled]:
 
 def test_the_adaptation_may_end_early_and_the_fine_tuning_goes_to_its_end(tmp_path: Path) -> None:
     recipe = Recipe(image_size=32, adapt_epochs=2, fine_epochs=2, batch_size=4, patience=0)
-    history = fit(Network(2), *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Told())
+    history = fit(Network(2), *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Told()).history
     assert [(epoch.phase, epoch.epoch) for epoch in history] == [("fine-tuning", 1), ("fine-tuning", 2)]
     assert math.ldexp(1, -1074) > 0  # the smallest number is one again
 
@@ -469,7 +452,7 @@ def test_with_class_weights_a_rare_class_is_answered_as_often_as_a_common_one(tm
             for spec in (recipe.source, recipe.preprocessing)
         )
         network = Network(2)
-        history = fit(network, train, val, recipe, CPU, tmp_path / f"{weighted}.pt", Told())
+        history = fit(network, train, val, recipe, CPU, tmp_path / f"{weighted}.pt", Told()).history
         with torch.inference_mode():
             answers[weighted] = float(network(val.squares[[0]]).softmax(1)[0, 1])
         rare = answers[weighted]
@@ -503,8 +486,7 @@ def test_where_pictures_say_nothing_little_of_what_was_learnt_is_kept_of_known_f
     train, val = (Labelled(Squares(grey, spec, tmp_path), truth) for spec in (recipe.source, recipe.preprocessing))
     network = Network(2)
     head = torch.nn.Linear(EMBEDDING, 2) if known else None
-    fit(network, train, val, recipe, CPU, tmp_path / "state.pt", Told(), head)
-    state = State.load(tmp_path / "state.pt")
+    state = fit(network, train, val, recipe, CPU, tmp_path / "state.pt", Told(), head)
     name = "backbone.features.18.0.weight"
     first, last = state.first_weights[name], state.average[f"module.{name}"]
     assert not torch.allclose(last, (first + last) / 2, rtol=0, atol=1e-8)

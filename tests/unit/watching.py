@@ -13,3 +13,16 @@ class Told:
 
     def note(self, message: str) -> None:
         self.notes.append(message)
+
+
+class Interrupting(Told):
+    """Whose user has had enough after some epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()
+        self.left = epochs
+
+    def epoch(self, *_: object) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
