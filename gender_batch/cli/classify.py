@@ -351,6 +351,8 @@ def _listed(separator: bytes) -> Iterator[str]:
 def _name(listed: bytes) -> str:
     if b"\0" in listed:
         raise click.UsageError("the list on standard input is separated by NUL: add -0")
+    if listed.endswith(b"\r") and not os.path.lexists(listed):
+        listed = listed[:-1]  # a list from Windows, unless a file is really called so
     return os.fsdecode(listed)
 
 

@@ -127,8 +127,7 @@ def decode_picture(data: bytes, shorter_side: int | None = None) -> Picture:
             Status.TOO_LARGE, f"more than {2 * PIXEL_LIMIT:,} pixels; the limit is {PIXEL_LIMIT:,} pixels"
         ) from None
     except UnidentifiedImageError:
-        # Its own text names an object in memory, another in every run.
-        raise PictureError(Status.CORRUPT, f"{name}: its header cannot be read") from None
+        raise _unidentified(name, data) from None
     except MemoryError:
         raise PictureError(Status.TOO_LARGE, "no memory to decode it", width, height) from None
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged data; it is the file's row
@@ -283,6 +282,24 @@ def _flatten(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
     return image.convert("RGB")
+
+
+_NOT_FOR_PILLOW = ("cannot handle", "unknown pixel mode")
+"""How its readers begin to speak of pictures that they do not know: JPEGs of 12 bits, TIFFs of 32-bit colours."""
+
+
+def _unidentified(name: str, data: bytes) -> PictureError:
+    """Why Pillow did not take the bytes for a picture of that format: `Image.open` does not pass on what the format's
+    own reader said."""
+    reason = "its header cannot be read"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.OPEN[name][0](io.BytesIO(data), "").close()
+    except Exception as error:  # noqa: BLE001 - as above
+        reason = _one_line(error) or reason
+    status = Status.UNSUPPORTED if reason.startswith(_NOT_FOR_PILLOW) else Status.CORRUPT
+    return PictureError(status, f"{name}: {reason}")
 
 
 def _is_wide(image: Image.Image) -> bool:

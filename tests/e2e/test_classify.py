@@ -169,6 +169,17 @@ def test_a_list_on_standard_input(tmp_path: Path) -> None:
     )
 
 
+def test_a_list_from_windows(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path)
+    paths = [os.path.join(folder, name) for name in (b"a.jpg", b"called so\r")]
+    for path in paths:
+        picture(path)
+    result = gender_batch("classify", "-", "--out", "-", stdin=paths[0] + b"\r\n" + paths[1] + b"\n")
+    assert result.returncode == 0, result.stderr.decode()
+    text = io.StringIO(result.stdout.decode(), newline="")
+    assert [os.fsencode(row["path"]) for row in csv.DictReader(text)] == paths
+
+
 def test_pictures_of_different_size_answer_together_as_alone(faces: list[Path], tmp_path: Path) -> None:
     with Image.open(faces[0]) as image:
         image.resize((900, 700)).save(tmp_path / "large.jpg")

@@ -372,6 +372,20 @@ def test_a_tiff_that_would_be_misread_is_unsupported(kind: dict[str, int], told:
     assert told in str(error)
 
 
+def test_a_tiff_of_colours_too_deep_is_unsupported() -> None:
+    error = refused(tiff_header(4, 3, bits=32, photometric=2, samples=3))
+    assert error.status is Status.UNSUPPORTED
+    assert "pixel mode" in str(error)
+
+
+def test_a_jpeg_of_twelve_bits_is_unsupported() -> None:
+    data = bytearray(encoded(noise(16, 16), "JPEG"))
+    data[data.index(b"\xff\xc0") + 4] = 12  # bits per sample (ITU-T T.81, B.2.2)
+    error = refused(bytes(data))
+    assert error.status is Status.UNSUPPORTED
+    assert "12-bit" in str(error)
+
+
 @pytest.mark.parametrize(
     "kind",
     [
