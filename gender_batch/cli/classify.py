@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -15,16 +15,12 @@ import click
 
 from gender_batch.cli.exits import Exit, fail, stopping_on_signals
 from gender_batch.cli.options import device_option, duration, face_options, model_option, workers_option
+from gender_batch.cli.places import STANDARD, check_paths, files, places, suffix_of
 
 if TYPE_CHECKING:
     from gender_batch.cli.log import Log
     from gender_batch.cli.recording import Run
     from gender_batch.evaluation.sheet import Sheet
-    from gender_batch.pictures.find import Walk
-    from gender_batch.scoring.run import Scorer
-
-STANDARD = "-"
-"""Standard input as a PATH, standard output as --out."""
 
 
 @click.command()
@@ -153,12 +149,12 @@ def classify(
     from gender_batch.scoring.run import Faces, Options, Scorer
     from gender_batch.scoring.state import FILES, State, remove_state
 
-    _check_paths(paths, out)
-    suffix = ".csv" if out == STANDARD else _suffix(out)
+    check_paths(paths, out)
+    suffix = suffix_of(out)
     named = {
         "--out": None if out == STANDARD else Path(out), "--state": state, "--summary": summary, "--gallery": gallery
     }  # fmt: skip
-    target, state, summary, gallery = _places(named)
+    target, state, summary, gallery = places(named)
     journal = journal_of(target) if target else None
     # Standard output cannot be taken back: without --state there is nothing to go on with.
     known = state or journal
@@ -168,37 +164,27 @@ def classify(
         raise click.UsageError(f"--include, --exclude: {error.pattern!r} is not a valid glob: {error.msg}") from None
     ours = (*named.values(), target, journal, state, summary, gallery, pseudonymise)
     own = OwnFiles(filter(None, ours), FILES)
-    files: Iterator[str] = (path for path in _files(walk, paths, nul) if path not in own)
+    found: Iterator[str] = (path for path in files(walk, paths, nul) if path not in own)
     log = Log(as_json=log_format == "json")
-    run = Run(walk)
-
-    def outcome() -> str:
-        """What is there of the rows, and what the same command would do."""
-        if run.published:
-            return f"{target} is written, and complete" if target else "All rows are on standard output"
-        if target is None:
-            what = "The rows on standard output are not all"
-        else:
-            what = f"Nothing is published, {target.name} is as it was" if target.exists() else "Nothing is published"
-        return f"{what}; the same command {'goes on' if known else 'starts again'}"
+    run = Run(walk, target, bool(known))
 
     with ExitStack() as ending:
         # From the inside out: what went wrong is told, the run is recorded, the locks are given back.
         locks = ending.enter_context(ExitStack())
         if summary:
             ending.enter_context(recorded(run, summary, log))
-        ending.enter_context(_errors_told(log, target, outcome))
-        ending.enter_context(stopping_on_signals(outcome, deadline, log.error))
+        ending.enter_context(_errors_told(log, run))
+        ending.enter_context(stopping_on_signals(run.outcome, deadline, log.error))
         name_of = privacy.pseudonymiser(pseudonymise) if pseudonymise else None
         for path in (target, state):
             if path:
                 locks.enter_context(locked(path))
                 remove_leftovers(path)
-        first = next(files, None)
+        first = next(found, None)
         if first is None:
-            _tell_skipped(log, walk)
-            fail(f"no file found in {', '.join(paths)}. {outcome()}", Exit.NO_PICTURE, log.error)
-        files = chain([first], files)
+            run.tell_skipped(log)
+            fail(f"no file found in {', '.join(paths)}. {run.outcome()}", Exit.NO_PICTURE, log.error)
+        found = chain([first], found)
         if known and fresh:
             remove_state(known)
 
@@ -221,11 +207,11 @@ def classify(
             if kept:
                 night = stack.enter_context(Night(kept, Policy(retry_failed, verify_content), progress.night))
                 with run.timed("scoring"):
-                    night.score(scorer, files)
+                    night.score(scorer, found)
             protect = privacy.protection(name_of, spreadsheet_safe and suffix == ".csv")
             with run.timed("writing"), published(target) if target else nullcontext(sys.stdout.buffer) as file:
                 with write_rows(file, suffix, columns(labels)) as rows:
-                    for picture in night.rows() if night else scorer.rows(files):
+                    for picture in night.rows() if night else scorer.rows(found):
                         for row in picture.every_face() if every_face else (picture,):
                             rows.write(protect(row.values(len(labels))))
                         run.summary.add(picture)
@@ -233,8 +219,8 @@ def classify(
                             sheet.add(picture)
                         progress.row(run.summary.pictures, run.summary.failed)
                 if run.summary.pictures < min_pictures:
-                    found = f"{run.summary.pictures:,} pictures found, fewer than --min-pictures {min_pictures:,}"
-                    fail(f"{found}: is everything mounted? {outcome()}", Exit.NO_PICTURE, log.error)
+                    few = f"{run.summary.pictures:,} pictures found, fewer than --min-pictures {min_pictures:,}"
+                    fail(f"{few}: is everything mounted? {run.outcome()}", Exit.NO_PICTURE, log.error)
                 # Before the rows appear: there are both, or neither.
                 if sheet and gallery:
                     sheet.write(gallery, labels, scorer.workers, name_of or str)
@@ -245,8 +231,8 @@ def classify(
         if known and not state:
             remove_state(known)
 
-        _tell_summary(log, run, scorer)
-        _tell_skipped(log, walk)
+        run.tell_summary(log, scorer)
+        run.tell_skipped(log)
         if run.summary.failed > max_error_rate * run.summary.pictures or walk.unreadable_folders:
             sys.exit(Exit.FAILED_PICTURES)
 
@@ -258,7 +244,7 @@ def _sheet() -> Sheet:
 
 
 @contextmanager
-def _errors_told(log: Log, target: Path | None, outcome: Callable[[], str]) -> Iterator[None]:
+def _errors_told(log: Log, run: Run) -> Iterator[None]:
     """What ends a run becomes one line, with the outcome of the run, and the exit code."""
     from gender_batch.faces.fetch import DetectorError
     from gender_batch.model.metadata import ModelError
@@ -276,127 +262,14 @@ def _errors_told(log: Log, target: Path | None, outcome: Callable[[], str]) -> I
         fail(str(error), Exit.NO_GPU, log.error)
     except (ModelError, GpuError, DetectorError, PoolError, StateError, KeyFileError) as error:
         told = str(error)
-        fail(f"{told if told.endswith('?') else told + '.'} {outcome()}", Exit.FATAL, log.error)
+        fail(f"{told if told.endswith('?') else told + '.'} {run.outcome()}", Exit.FATAL, log.error)
     except BrokenPipeError:
         # Who read standard output has had enough. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fail("standard output was closed before the last row", Exit.FATAL, log.error)
     except OSError as error:
         told = str(error.strerror)
-        where = error.filename if isinstance(error.filename, str | Path) else target
+        where = error.filename if isinstance(error.filename, str | Path) else run.target
         if where:
             told = f"{where}: {told} (volume {volume_of(Path(where))})"
-        fail(f"{told}. {outcome()}", Exit.FATAL, log.error)
-
-
-def _check_paths(paths: tuple[str, ...], out: str) -> None:
-    """A dangling link among the PATHs gets its row as it would in a folder; a name that is nothing is a mistake."""
-    for path in paths:
-        if path != STANDARD and not os.path.lexists(path):
-            raise click.UsageError(f"PATH {path!r} does not exist")
-    if STANDARD in paths and sys.stdin is None:
-        raise click.UsageError("PATH - is standard input, which is closed")
-    if out == STANDARD and sys.stdout is None:
-        raise click.UsageError("--out - is standard output, which is closed")
-
-
-def _places(options: dict[str, Path | None]) -> list[Path | None]:
-    """Where the files of these options really are, links followed. Each must be another file, in a folder that is
-    there."""
-    places: dict[Path, str] = {}
-    for option, path in options.items():
-        if path is None:
-            continue
-        try:
-            place = path.resolve()
-        except OSError as error:
-            raise click.UsageError(f"{option} {path}: {error.strerror}") from None
-        if not place.parent.is_dir():
-            raise click.UsageError(f"{option} {path}: the folder {path.parent} does not exist")
-        if place in places:
-            raise click.UsageError(f"{places[place]} and {option} are both {path}; name another file for one of them")
-        places[place] = option
-    found = {option: place for place, option in places.items()}
-    return [found.get(option) for option in options]
-
-
-def _suffix(out: str) -> str:
-    from gender_batch.outputs.rows import format_of
-
-    try:
-        return format_of(Path(out))
-    except ValueError as error:
-        raise click.UsageError(f"--out {error}") from None
-
-
-def _files(walk: Walk, paths: tuple[str, ...], nul: bool) -> Iterator[str]:
-    for path in paths:
-        if path == STANDARD:
-            yield from _listed(b"\0" if nul else b"\n")
-        else:
-            yield from walk.files([path])
-
-
-def _listed(separator: bytes) -> Iterator[str]:
-    """Names on standard input, each a file; empty ones are skipped."""
-    rest = b""
-    standard_input = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - unbuffered: names come as they are sent
-    while block := standard_input.read(1 << 16):
-        *names, rest = (rest + block).split(separator)
-        yield from map(_name, filter(None, names))
-    if rest:
-        yield _name(rest)
-
-
-def _name(listed: bytes) -> str:
-    if b"\0" in listed:
-        raise click.UsageError("the list on standard input is separated by NUL: add -0")
-    if listed.endswith(b"\r") and not os.path.lexists(listed):
-        listed = listed[:-1]  # a list from Windows, unless a file is really called so
-    return os.fsdecode(listed)
-
-
-def _tell_summary(log: Log, run: Run, scorer: Scorer) -> None:
-    summary, seconds, shares = run.summary, run.so_far, run.shares()
-
-    def counts(items: Iterable[tuple[str, int]]) -> str:
-        return ", ".join(f"{name} {count:,}" for name, count in items)
-
-    known = summary.pictures - scorer.pictures
-    statuses = {status.value: count for status, count in summary.statuses.most_common()}
-    labels = dict(summary.labels.most_common())
-    lines = [
-        f"pictures: {summary.pictures:,} in {seconds:.1f} s, {summary.pictures / seconds:,.0f} pictures/s, "
-        f"{scorer.workers} workers on {scorer.device.name}" + (f"; {known:,} were known" if known else ""),
-        f"status:   {counts(statuses.items())}",
-        f"labels:   {counts(labels.items()) or 'none'}",
-    ]
-    if shares:
-        bottleneck = max(shares, key=lambda stage: shares[stage])
-        told = ", ".join(f"{stage} {share:.0%}" for stage, share in shares.items())
-        lines.append(f"time:     {told}; what takes longest is to {bottleneck}")
-    if scorer.batch < scorer.batch_wanted:
-        lines.append(f"batch:    {scorer.batch} pictures: the GPU has no memory for {scorer.batch_wanted}")
-    facts = {
-        "pictures": summary.pictures,
-        "known": known,
-        "shares": shares,
-        "batch": scorer.batch,
-        "statuses": statuses,
-        "labels": labels,
-    }
-    log.say("done", "\n".join(lines), **facts, seconds=round(seconds, 3))
-
-
-def _tell_skipped(log: Log, walk: Walk) -> None:
-    for folder, reason in walk.unreadable_folders[:20]:
-        log.say("folder not read", f"folder not read: {folder!r}: {reason}", folder=folder, reason=reason)
-    if len(walk.unreadable_folders) > 20:
-        count = len(walk.unreadable_folders)
-        log.say("folders not read", f"folders not read: {count:,} in all", folders=count)
-    if walk.other_file_systems:
-        count = walk.other_file_systems
-        log.say("not entered", f"not entered: {count:,} folders on other file systems", folders=count)
-    if walk.special_files:
-        count = walk.special_files
-        log.say("not opened", f"not opened: {count:,} FIFOs, sockets or devices", files=count)
+        fail(f"{told}. {run.outcome()}", Exit.FATAL, log.error)

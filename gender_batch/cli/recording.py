@@ -1,9 +1,9 @@
-"""What one run of `classify` was and counted, kept for its record."""
+"""What one run of `classify` was and counted: told at its end, and kept for its record."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +17,11 @@ from gender_batch.scoring.run import Scorer, Summary
 
 
 class Run:
-    """What is known of this run so far, for its record."""
+    """What is known of this run so far. Its rows go to `target`, or standard output; `resumable`: it can go on."""
 
-    def __init__(self, walk: Walk) -> None:
-        self.walk, self.summary = walk, Summary()
+    def __init__(self, walk: Walk, target: Path | None, resumable: bool) -> None:
+        self.walk, self.target, self.resumable = walk, target, resumable
+        self.summary = Summary()
         self.scorer: Scorer | None = None
         self.published = False
         self.started, self.began = datetime.now(UTC), time.monotonic()
@@ -39,6 +40,17 @@ class Run:
         """Seconds since it began."""
         return time.monotonic() - self.began
 
+    def outcome(self) -> str:
+        """What is there of the rows, and what the same command would do."""
+        target = self.target
+        if self.published:
+            return f"{target} is written, and complete" if target else "All rows are on standard output"
+        if target is None:
+            what = "The rows on standard output are not all"
+        else:
+            what = f"Nothing is published, {target.name} is as it was" if target.exists() else "Nothing is published"
+        return f"{what}; the same command {'goes on' if self.resumable else 'starts again'}"
+
     def shares(self) -> dict[str, float]:
         """Of each stage the share of the run's time, 0..1, for which those who do it were busy with it.
 
@@ -56,6 +68,53 @@ class Run:
         if "scoring" in self.seconds:  # otherwise rows are written while others are scored
             seconds["write"] = self.seconds["writing"]
         return {stage: round(busy / whole, 4) for stage, busy in seconds.items()}
+
+    def tell_summary(self, log: Log, scorer: Scorer) -> None:
+        """How many pictures and how fast, with which answers, and what took the time."""
+        summary, seconds, shares = self.summary, self.so_far, self.shares()
+
+        def counts(items: Iterable[tuple[str, int]]) -> str:
+            return ", ".join(f"{name} {count:,}" for name, count in items)
+
+        known = summary.pictures - scorer.pictures
+        statuses = {status.value: count for status, count in summary.statuses.most_common()}
+        labels = dict(summary.labels.most_common())
+        lines = [
+            f"pictures: {summary.pictures:,} in {seconds:.1f} s, {summary.pictures / seconds:,.0f} pictures/s, "
+            f"{scorer.workers} workers on {scorer.device.name}" + (f"; {known:,} were known" if known else ""),
+            f"status:   {counts(statuses.items())}",
+            f"labels:   {counts(labels.items()) or 'none'}",
+        ]
+        if shares:
+            bottleneck = max(shares, key=lambda stage: shares[stage])
+            told = ", ".join(f"{stage} {share:.0%}" for stage, share in shares.items())
+            lines.append(f"time:     {told}; what takes longest is to {bottleneck}")
+        if scorer.batch < scorer.batch_wanted:
+            lines.append(f"batch:    {scorer.batch} pictures: the GPU has no memory for {scorer.batch_wanted}")
+        facts = {
+            "pictures": summary.pictures,
+            "known": known,
+            "shares": shares,
+            "batch": scorer.batch,
+            "statuses": statuses,
+            "labels": labels,
+        }
+        log.say("done", "\n".join(lines), **facts, seconds=round(seconds, 3))
+
+    def tell_skipped(self, log: Log) -> None:
+        """What of the PATHs was not looked at."""
+        walk = self.walk
+        for folder, reason in walk.unreadable_folders[:20]:
+            log.say("folder not read", f"folder not read: {folder!r}: {reason}", folder=folder, reason=reason)
+        if len(walk.unreadable_folders) > 20:
+            count = len(walk.unreadable_folders)
+            log.say("folders not read", f"folders not read: {count:,} in all", folders=count)
+        if walk.other_file_systems:
+            count = walk.other_file_systems
+            log.say("not entered", f"not entered: {count:,} folders on other file systems", folders=count)
+        if walk.special_files:
+            count = walk.special_files
+            log.say("not opened", f"not opened: {count:,} FIFOs, sockets or devices", files=count)
 
     def record(self, exit_code: int) -> RunRecord:
         summary, scorer = self.summary, self.scorer

@@ -1,0 +1,90 @@
+"""What the command line of `classify` names: pictures to score, and files to write."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from gender_batch.pictures.find import Walk
+
+STANDARD = "-"
+"""Standard input as a PATH, standard output as --out."""
+
+
+def check_paths(paths: tuple[str, ...], out: str) -> None:
+    """A dangling link among the PATHs gets its row as it would in a folder; a name that is nothing is a mistake.
+
+    Raises UsageError."""
+    for path in paths:
+        if path != STANDARD and not os.path.lexists(path):
+            raise click.UsageError(f"PATH {path!r} does not exist")
+    if STANDARD in paths and sys.stdin is None:
+        raise click.UsageError("PATH - is standard input, which is closed")
+    if out == STANDARD and sys.stdout is None:
+        raise click.UsageError("--out - is standard output, which is closed")
+
+
+def places(options: dict[str, Path | None]) -> list[Path | None]:
+    """Where the files of these options really are, links followed. Each must be another file, in a folder that is
+    there. Raises UsageError."""
+    places: dict[Path, str] = {}
+    for option, path in options.items():
+        if path is None:
+            continue
+        try:
+            place = path.resolve()
+        except OSError as error:
+            raise click.UsageError(f"{option} {path}: {error.strerror}") from None
+        if not place.parent.is_dir():
+            raise click.UsageError(f"{option} {path}: the folder {path.parent} does not exist")
+        if place in places:
+            raise click.UsageError(f"{places[place]} and {option} are both {path}; name another file for one of them")
+        places[place] = option
+    found = {option: place for place, option in places.items()}
+    return [found.get(option) for option in options]
+
+
+def suffix_of(out: str) -> str:
+    """The format of the rows, `.csv` on standard output. Raises UsageError."""
+    from gender_batch.outputs.rows import format_of
+
+    if out == STANDARD:
+        return ".csv"
+    try:
+        return format_of(Path(out))
+    except ValueError as error:
+        raise click.UsageError(f"--out {error}") from None
+
+
+def files(walk: Walk, paths: tuple[str, ...], nul: bool) -> Iterator[str]:
+    """All that the PATHs name, in their order; with `nul` a list on standard input is separated by NUL."""
+    for path in paths:
+        if path == STANDARD:
+            yield from _listed(b"\0" if nul else b"\n")
+        else:
+            yield from walk.files([path])
+
+
+def _listed(separator: bytes) -> Iterator[str]:
+    """Names on standard input, each a file; empty ones are skipped."""
+    rest = b""
+    standard_input = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - unbuffered: names come as they are sent
+    while block := standard_input.read(1 << 16):
+        *names, rest = (rest + block).split(separator)
+        yield from map(_name, filter(None, names))
+    if rest:
+        yield _name(rest)
+
+
+def _name(listed: bytes) -> str:
+    if b"\0" in listed:
+        raise click.UsageError("the list on standard input is separated by NUL: add -0")
+    if listed.endswith(b"\r") and not os.path.lexists(listed):
+        listed = listed[:-1]  # a list from Windows, unless a file is really called so
+    return os.fsdecode(listed)
