@@ -67,10 +67,11 @@ def frame(face: Face, spec: FaceCrop) -> Frame:
 
 
 def cut(image: Image.Image, face: Face, spec: FaceCrop, needed: int) -> Image.Image:
-    """The face's square, upright, at the picture's own scale or, where its side is four times the `needed` pixels
-    or more, at a whole fraction of it. What lies beyond the picture is black, as in FairFace's pictures."""
+    """The face's square, upright, at the picture's own scale or, where its side is twice the `needed` pixels
+    or more, at a whole fraction of it: turning a square of 400 pixels takes 3 ms. What lies beyond the picture is
+    black, as in FairFace's pictures."""
     found = frame(face, spec)
-    fraction = max(1, int(found.side // (2 * needed)))
+    fraction = max(1, int(found.side // needed))
     if fraction > 1:
         image, found = image.reduce(fraction), frame(face.scaled(1 / fraction), spec)
     side = max(1, ceil(found.side))

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gender_batch.scoring.allocator import keep_memory
 from gender_batch.training.head import start_head
+from gender_batch.training.kept import Weights, candidates, choose
 from gender_batch.training.loading import Squares, batches
 from gender_batch.training.losses import Auxiliary, GroupLosses, inverse_frequencies, mixing
 from gender_batch.training.network import Network
@@ -142,52 +143,25 @@ def fit(
     return state
 
 
-def _result(training: _Training) -> tuple[str, dict[str, Tensor]]:
+def _result(training: _Training) -> tuple[str, Weights]:
     """What is kept, in words, and its weights.
 
-    Of the weights of the best epoch, the last ones and their mean (Wortsman et al. 2022: networks that were tuned
-    from one start lie in one basin) those of the least validation loss. Where the features were known, the mean of the
-    first and the last weights of the fine-tuning, unless those are better by more than luck.
-
-    Each is judged at the temperature that suits it, since one is fitted in the end: later epochs are too sure of
-    themselves, and otherwise often better.
+    Each candidate is judged at the temperature that suits it, since one is fitted in the end: later epochs are too sure
+    of themselves, and otherwise often better.
     """
     network, state, val = training.network, training.state, training.val
     if not state.average:  # nothing was fine-tuned
         return "best epoch", state.best_weights or _copy(network)
     averages = {name.removeprefix("module."): tensor for name, tensor in state.average.items() if "." in name}
-    best, last = state.best_weights, averages if training.recipe.average else state.weights
-    candidates = {"last epoch": last}
-    if state.stale_epochs:  # else the last epoch is the best one
-        candidates = {"best epoch": best, **candidates, "mean of the best and the last epoch": _mean(best, last)}
-    if training.known:
-        candidates = {"mean of the first and the last weights": _mean(state.first_weights, last), **candidates}
+    found = candidates(state, averages if training.recipe.average else state.weights, training.known)
     losses = []
-    for weights in candidates.values():
+    for weights in found.values():
         network.load_state_dict(weights)
         logits = predict_logits(network, val.squares, training.machine)
         scaled = torch.from_numpy(logits / np.float32(fit_temperature(logits, val.truth.numpy())))
         losses.append(functional.cross_entropy(scaled, val.truth, training.class_weights, reduction="none"))
-    found = torch.stack(losses)
-    name = list(candidates)[choose(found) if training.known else int(found.mean(1).argmin())]
-    return name, candidates[name]
-
-
-def choose(losses: Tensor) -> int:
-    """Which of some candidates to take, by their losses on the same pictures, (candidates, N): the first, unless
-    another's mean is less by more than two standard errors of the difference; then that of the least mean.
-
-    In the manner of the rule of one standard error (Breiman et al. 1984, section 3.4.3): the first candidate should be
-    the one that is wanted without any pictures. One error is what the best of many epochs has by luck: in two trainings
-    on 713 photos the best epoch was ahead by 1.2 of them on 79 validation pictures, and behind on 198 of others.
-    """
-    least = int(losses.mean(1).argmin())
-    more = losses[0] - losses[least]
-    return least if more.mean() > 2 * more.std(correction=0) / math.sqrt(len(more)) else 0
-
-
-def _mean(these: dict[str, Tensor], those: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: ((these[name].double() + those[name].double()) / 2).to(those[name].dtype) for name in those}
+    name = list(found)[choose(torch.stack(losses), training.known)]
+    return name, found[name]
 
 
 class _Phase:
@@ -374,5 +348,5 @@ def _fine_tuned(network: Network, auxiliary: nn.Module, recipe: Recipe) -> list[
     return groups
 
 
-def _copy(network: nn.Module) -> dict[str, Tensor]:
+def _copy(network: nn.Module) -> Weights:
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}

@@ -166,9 +166,15 @@ def test_the_square_is_cut_out_upright(degrees: float) -> None:
 def test_what_is_beyond_the_picture_is_black_and_large_faces_are_reduced() -> None:
     white = Image.new("RGB", (1000, 1000), "white")
     square = np.asarray(cut(white, placed(SPEC, -500, 0, 1000, 0), SPEC, needed=100))
-    assert 200 <= len(square) <= 201
-    assert square[100, :95].max() == 0
-    assert square[100, 105:].min() == 255
+    assert 100 <= len(square) <= 101
+    assert square[50, :47].max() == 0
+    assert square[50, 53:].min() == 255
+
+
+@pytest.mark.parametrize(("side", "kept"), [(60, 60), (199, 199), (202, 101), (299, 149.5), (302, 302 / 3)])
+def test_a_square_is_reduced_but_not_below_what_is_needed(side: float, kept: float) -> None:
+    square = cut(Image.new("RGB", (400, 400)), placed(SPEC, 10, 20, side, 30), SPEC, needed=100)
+    assert square.width == square.height == pytest.approx(kept, abs=1)
 
 
 # --- look ---

@@ -29,7 +29,8 @@ from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.training import run
 from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.dataset import Dataset, DatasetError, Sample
-from gender_batch.training.fit import Labelled, choose, fit, schedule
+from gender_batch.training.fit import Labelled, fit, schedule
+from gender_batch.training.kept import choose
 from gender_batch.training.loading import Squares, batches
 from gender_batch.training.losses import Auxiliary, GroupLosses
 from gender_batch.training.network import EMBEDDING, Checkpoint, Network, WeightsError, load_initial_weights
@@ -464,16 +465,17 @@ def test_with_class_weights_a_rare_class_is_answered_as_often_as_a_common_one(tm
     assert answers[True] == pytest.approx(0.5, abs=0.07)
 
 
-def test_what_is_better_by_luck_only_is_not_taken() -> None:
+def test_of_known_features_what_is_better_by_luck_only_is_not_taken() -> None:
     noise = torch.randn(400, generator=torch.Generator().manual_seed(0))
     losses = 0.5 + 0.1 * noise
     lucky = losses + 0.3 * torch.randn(400, generator=torch.Generator().manual_seed(1))
     lucky += losses.mean() - lucky.mean() - 0.02  # a standard error is 0.015
     better = lucky - 0.02
-    assert choose(torch.stack([losses, lucky])) == 0
-    assert choose(torch.stack([losses, better, lucky])) == 1
-    assert choose(torch.stack([losses, losses, losses + 1])) == 0
-    assert choose(torch.tensor([[0.5], [0.4]])) == 1
+    assert choose(torch.stack([losses, lucky]), known=True) == 0
+    assert choose(torch.stack([losses, lucky]), known=False) == 1
+    assert choose(torch.stack([losses, better, lucky]), known=True) == 1
+    assert choose(torch.stack([losses, losses, losses + 1]), known=True) == 0
+    assert choose(torch.tensor([[0.5], [0.4]]), known=True) == 1
 
 
 @pytest.mark.parametrize("known", [False, True])
