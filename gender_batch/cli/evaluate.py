@@ -117,21 +117,15 @@ def _write(result: Evaluation, out: Path, preprocessing: Preprocessing) -> None:
     if find_spec("matplotlib") is None:
         click.echo("no plots: they need matplotlib: pip install 'gender-batch[train]'", err=True)
         return
-    import numpy as np
-
     from gender_batch.evaluation.gallery import Answer, draw_gallery
-    from gender_batch.evaluation.metrics import calibration_bins
     from gender_batch.evaluation.plots import plot_confusion, plot_reliability
 
-    labels = result.metrics.labels
-    probabilities = np.array([row.probabilities for row in result.rows])
-    best = probabilities.argmax(axis=1)
-    bins = calibration_bins(probabilities.max(axis=1), best == np.array(result.truth))
-    plot_confusion(result.metrics.confusion, labels, out / "confusion.png")
-    plot_reliability(bins, result.metrics.calibration_error, out / "reliability.png")
+    metrics = result.metrics
+    plot_confusion(metrics.confusion, metrics.labels, out / "confusion.png")
+    plot_reliability(metrics.bins, metrics.calibration_error, out / "reliability.png")
     answers = [
         Answer(row.path, row.path, truth, row.probabilities, row.path, box=row.box)
         for row, truth in zip(result.rows, result.truth, strict=True)
     ]
-    draw_gallery(answers, preprocessing, out / "gallery.png", labels)
+    draw_gallery(answers, preprocessing, out / "gallery.png", metrics.labels)
     click.echo(f"metrics and plots in {out}")

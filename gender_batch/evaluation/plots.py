@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gender_batch.evaluation.groups import Group
-from gender_batch.evaluation.metrics import CALIBRATION_BINS, Floats, Integers, Proportion
+from gender_batch.evaluation.metrics import CALIBRATION_BINS, Bin, Floats, Integers, Proportion
 from gender_batch.evaluation.text import printable
 
 DPI = 130
@@ -58,7 +58,7 @@ def plot_confusion(confusion: Integers, labels: Sequence[str], path: Path) -> No
     draw_confusion(confusion, labels).savefig(path, dpi=DPI)
 
 
-def plot_reliability(bins: Sequence[tuple[int, float, float]], error: float, path: Path) -> None:
+def plot_reliability(bins: Sequence[Bin], error: float, path: Path) -> None:
     draw_reliability(bins, error).savefig(path, dpi=DPI)
 
 
@@ -106,18 +106,17 @@ def draw_confusion(confusion: Integers, labels: Sequence[str]) -> Figure:
     return figure
 
 
-def draw_reliability(bins: Sequence[tuple[int, float, float]], error: float) -> Figure:
+def draw_reliability(bins: Sequence[Bin], error: float) -> Figure:
     """Accuracy against confidence, with 95% intervals, above the number of pictures in each bin.
 
     `bins` as from `calibration_bins`, `error` the expected calibration error.
     """
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    counts = [count for count, _, _ in bins]
-    means = [mean for _, mean, _ in bins]
-    accuracies = [Proportion(round(accuracy * count), count) for count, _, accuracy in bins]
+    counts = [found.accuracy.total for found in bins]
+    means = [found.confidence for found in bins]
     above.plot([0, 1], [0, 1], "--", color=QUIET, label="perfectly calibrated")
-    _with_intervals(above, means, accuracies, label="this model, with 95% intervals")
+    _with_intervals(above, means, [found.accuracy for found in bins], label="this model, with 95% intervals")
     above.set(ylim=(0, 1.03), ylabel="accuracy", title=f"expected calibration error {error:.3f}")
     above.legend(loc="upper left", frameon=False, fontsize="small")
     centres = [(min(int(mean * CALIBRATION_BINS), CALIBRATION_BINS - 1) + 0.5) / CALIBRATION_BINS for mean in means]

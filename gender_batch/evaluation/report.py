@@ -26,7 +26,6 @@ from gender_batch.evaluation.metrics import (
     Proportion,
     Threshold,
     area_under_risk_coverage,
-    calibration_bins,
     measure,
     risk_coverage,
 )
@@ -141,7 +140,7 @@ def render(report: Report) -> str:
         area=area_under_risk_coverage(coverage, risk),
         curves=_curves(report.history) if report.history else None,
         confusion=_confusion(metrics),
-        reliability=_reliability(metrics, calibration_bins(confidence, right)),
+        reliability=_reliability(metrics),
         risk_coverage=_risk_coverage(metrics, coverage, risk, report.threshold),
         tables=tables,
         worst=_worst(tables),
@@ -169,9 +168,9 @@ def _confusion(metrics: Metrics) -> Illustration:
     return _illustration(plots.draw_confusion(metrics.confusion, metrics.labels), f"Confusion matrix. {told}.")
 
 
-def _reliability(metrics: Metrics, bins: Sequence[tuple[int, float, float]]) -> Illustration:
-    told = "; ".join(f"{mean:.2f}: {accuracy:.1%} of {count}" for count, mean, accuracy in bins)
-    figure = plots.draw_reliability(bins, metrics.calibration_error)
+def _reliability(metrics: Metrics) -> Illustration:
+    told = "; ".join(f"{found.confidence:.2f}: {found.accuracy}" for found in metrics.bins)
+    figure = plots.draw_reliability(metrics.bins, metrics.calibration_error)
     return _illustration(figure, f"Reliability diagram, accuracy by mean confidence. {told}.")
 
 

@@ -21,7 +21,7 @@ pytest.importorskip("matplotlib")
 
 from gender_batch.evaluation.gallery import Answer, confident_errors, draw_gallery, least_certain
 from gender_batch.evaluation.groups import Group, by_group
-from gender_batch.evaluation.metrics import Proportion, Threshold
+from gender_batch.evaluation.metrics import Bin, Proportion, Threshold
 from gender_batch.evaluation.plots import plot_confusion, plot_curves, plot_reliability
 from gender_batch.evaluation.report import IN_GALLERY, Report, ScalePoint, write_report
 from gender_batch.evaluation.text import printable
@@ -316,7 +316,7 @@ def test_the_files_of_a_run_folder(tmp_path: Path) -> None:
     plot_curves(HISTORY, tmp_path / "curves.png")
     plot_curves([], tmp_path / "none.png")
     plot_confusion(np.array([[3, 1], [0, 0]]), ("a$b$", "\udce9"), tmp_path / "confusion.png")
-    plot_reliability([(3, 0.6, 2 / 3), (1, 1.0, 1.0)], 0.1, tmp_path / "reliability.png")
+    plot_reliability([Bin(0.6, Proportion(2, 3)), Bin(1.0, Proportion(1, 1))], 0.1, tmp_path / "reliability.png")
     for path in tmp_path.iterdir():
         with Image.open(path) as image:
             assert min(image.size) > 200
