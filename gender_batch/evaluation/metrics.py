@@ -87,6 +87,8 @@ class Proportion:
         return (max(0.0, centre - half), min(1.0, centre + half))
 
     def __str__(self) -> str:
+        if not self.total:
+            return "none"
         low, high = self.interval
         return f"{self.value:.2%} [{low:.2%}, {high:.2%}] of {self.total}"
 
