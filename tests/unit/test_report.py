@@ -307,7 +307,17 @@ def test_a_sheet_of_right_and_wrong(answers: list[Answer], labels: Sequence[str]
     draw_gallery([*answers, replace(answers[0], path="/nowhere")], PREPROCESSING, tmp_path / "gallery.png", labels)
     with Image.open(tmp_path / "gallery.png") as sheet:
         assert sheet.getpixel((0, 0)) == (0xC6, 0x28, 0x28)  # a wrong one comes first
-        assert sheet.getpixel((sheet.width - 1, sheet.height - 30)) == (0x2E, 0x7D, 0x32)
+        assert sheet.getpixel((sheet.width - 1, sheet.height - 40)) == (0x2E, 0x7D, 0x32)
+
+
+def test_captions_stay_under_their_pictures(answers: list[Answer], tmp_path: Path) -> None:
+    draw_gallery(answers[:2], PREPROCESSING, tmp_path / "gallery.png", ("a rather long name " * 3, "m" * 100))
+    with Image.open(tmp_path / "gallery.png") as sheet:
+        captions = sheet.crop((0, 136, sheet.width, sheet.height))
+    for left in (0, 136):
+        below, beyond = ((left, 0, left + 132, captions.height), (left + 132, 0, left + 140, captions.height))
+        assert len(captions.crop(below).getcolors()) > 1
+        assert captions.crop(beyond).getcolors() == [(8 * captions.height, (255, 255, 255))]
 
 
 def test_the_files_of_a_run_folder(tmp_path: Path) -> None:
