@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image
 from samples import encoded, noise
@@ -22,7 +23,14 @@ pytest.importorskip("matplotlib")
 from gender_batch.evaluation.gallery import Answer, confident_errors, draw_gallery, least_certain
 from gender_batch.evaluation.groups import Group, by_group
 from gender_batch.evaluation.metrics import Bin, Proportion, Threshold
-from gender_batch.evaluation.plots import plot_confusion, plot_curves, plot_reliability
+from gender_batch.evaluation.plots import (
+    draw_curves,
+    draw_reliability,
+    draw_risk_coverage,
+    plot_confusion,
+    plot_curves,
+    plot_reliability,
+)
 from gender_batch.evaluation.report import IN_GALLERY, Report, ScalePoint, write_report
 from gender_batch.evaluation.text import printable
 from gender_batch.pictures.preprocessing import Preprocessing
@@ -321,8 +329,6 @@ def test_captions_stay_under_their_pictures(answers: list[Answer], tmp_path: Pat
 
 
 def test_the_files_of_a_run_folder(tmp_path: Path) -> None:
-    import numpy as np
-
     plot_curves(HISTORY, tmp_path / "curves.png")
     plot_curves([], tmp_path / "none.png")
     plot_confusion(np.array([[3, 1], [0, 0]]), ("a$b$", "\udce9"), tmp_path / "confusion.png")
@@ -330,6 +336,23 @@ def test_the_files_of_a_run_folder(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         with Image.open(path) as image:
             assert min(image.size) > 200
+
+
+def test_no_legend_covers_a_curve() -> None:
+    bins = [Bin(0.6, Proportion(2, 2)), Bin(0.9, Proportion(1, 2))]
+    coverage, risk = np.array([0.5, 1.0]), np.array([1.0, 0.5])
+    for figure in (
+        draw_curves(HISTORY), draw_reliability(bins, 0.1), draw_risk_coverage(coverage, risk, (1.0, 0.5), 0.98)
+    ):  # fmt: skip
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        assert not any(axes.get_legend() or legend.get_window_extent().overlaps(axes.bbox) for axes in figure.axes)
+
+
+def test_the_grounds_of_the_phases_differ_in_lightness() -> None:
+    adaptation, fine_tuning = (sum(patch.get_facecolor()[:3]) / 3 * patch.get_alpha() + 1 - patch.get_alpha()
+                               for patch in draw_curves(HISTORY).axes[0].patches)  # fmt: skip
+    assert adaptation - fine_tuning > 0.08
 
 
 # Groups
