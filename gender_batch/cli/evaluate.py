@@ -99,7 +99,7 @@ def _tell(result: Evaluation) -> None:
     for index, label in enumerate(labels):
         click.echo(f"{label:<{width}}  precision {metrics.precision(index)}")
         click.echo(f"{'':<{width}}  recall    {metrics.recall(index)}")
-        answered = ", ".join(f"{name} {metrics.confusion[index, j]}" for j, name in enumerate(labels))
+        answered = ", ".join(f"{name} {metrics.confusion[index, j]:,}" for j, name in enumerate(labels))
         click.echo(f"{'':<{width}}  answered  {answered}")
     for column, groups in groupby(result.groups, key=lambda group: group.column):
         click.echo(f"\n{printable(column)}")

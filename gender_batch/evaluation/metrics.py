@@ -90,7 +90,7 @@ class Proportion:
         if not self.total:
             return "none"
         low, high = self.interval
-        return f"{self.value:.2%} [{low:.2%}, {high:.2%}] of {self.total}"
+        return f"{self.value:.2%} [{low:.2%}, {high:.2%}] of {self.total:,}"
 
     def to_dict(self) -> dict[str, Any]:
         low, high = self.interval

@@ -102,7 +102,7 @@ def draw_confusion(confusion: Integers, labels: Sequence[str]) -> Figure:
     for row in ticks:
         for column in ticks:
             share = shares[row, column]
-            text = f"{confusion[row, column]}\n{share:.1%}"
+            text = f"{confusion[row, column]:,}\n{share:.1%}"
             axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.5 else "black")
     return figure
 
@@ -122,7 +122,7 @@ def draw_reliability(bins: Sequence[Bin], error: float) -> Figure:
     _legend(figure, above)
     centres = [(min(int(mean * CALIBRATION_BINS), CALIBRATION_BINS - 1) + 0.5) / CALIBRATION_BINS for mean in means]
     bars = below.bar(centres, counts, width=0.9 / CALIBRATION_BINS, color=FIRST, alpha=0.5)
-    below.bar_label(bars, fontsize=6.5, padding=1)
+    below.bar_label(bars, fmt="{:,.0f}", fontsize=6.5, padding=1)
     below.margins(y=0.3)
     below.set(xlabel="confidence", ylabel="pictures")
     # Nothing is below 1/classes, and half an empty diagram tells nothing.

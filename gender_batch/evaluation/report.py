@@ -236,5 +236,8 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 
 def _printable(value: object) -> object:
-    """What the template puts into the page: text made printable, but not the markup of its own macros once more."""
+    """What the template puts into the page: numbers with their thousands set apart, and text made printable, but not
+    the markup of its own macros once more."""
+    if isinstance(value, int):
+        return f"{value:,}"
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -76,6 +76,7 @@ def test_more_pictures_give_a_narrower_interval(total: int, share: float) -> Non
 
 def test_a_proportion_in_words() -> None:
     assert str(Proportion(50, 100)) == "50.00% [40.38%, 59.62%] of 100"
+    assert str(Proportion(900, 1800)) == "50.00% [47.69%, 52.31%] of 1,800"
     assert str(Proportion(0, 0)) == "none"
 
 

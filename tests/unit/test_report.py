@@ -173,6 +173,13 @@ def test_the_figures_of_the_headline(report: Report, tmp_path: Path) -> None:
     assert "There was no test split" not in text
 
 
+def test_thousands_are_set_apart_everywhere(report: Report, tmp_path: Path) -> None:
+    many = [replace(answer, path="/nowhere") for answer in report.answers] * 10
+    text = written(replace(report, answers=many), tmp_path).text
+    assert "1,200 pictures of the test split" in text
+    assert "1200" not in text
+
+
 def test_what_there_is_nothing_to_tell_of_is_left_out(report: Report, tmp_path: Path) -> None:
     alone = [replace(answer, group=answer.name, attributes={}) for answer in report.answers]
     page = written(replace(report, history=(), answers=alone, scales=(), notes=(), facts=()), tmp_path)
