@@ -115,7 +115,7 @@ def _tell(result: Evaluation) -> None:
     for folder, reason in result.unreadable_folders:
         click.echo(f"folder not read: {folder!r}: {reason}", err=True)
     for note in result.notes:
-        click.echo(note, err=True)
+        click.echo(printable(note), err=True)
 
 
 def _write(result: Evaluation, out: Path, preprocessing: Preprocessing) -> None:

@@ -13,6 +13,8 @@ from typing import NoReturn
 
 import click
 
+from gender_batch.evaluation.text import printable
+
 
 class Exit(IntEnum):
     """What the exit code tells the caller."""
@@ -59,7 +61,8 @@ class Interrupted(BaseException):
 
 
 def tell(message: str) -> None:
-    click.echo(f"gender-batch: {message}", err=True)
+    # It may quote a name, or what stands in a file.
+    click.echo(printable(f"gender-batch: {message}"), err=True)
 
 
 def fail(message: str, code: Exit = Exit.FATAL, tell: Callable[[str], None] = tell) -> NoReturn:

@@ -67,3 +67,9 @@ def test_what_stands_in_a_table_cannot_play_with_the_terminal(data: Path, tmp_pa
     assert b"\x1b" not in result.stdout
     assert b"\nc\\x1b[1m\n  \\x1b[31mred " in result.stdout
     assert b"\n  two\\nlines " in result.stdout
+
+    (tmp_path / "groups.csv").write_bytes("\ufeffpath,age\n".encode("utf-16-le"))
+    result = gender_batch("evaluate", data, "--faces", "never", "--groups", tmp_path / "groups.csv")
+    assert result.returncode == 1
+    last = result.stderr.decode().splitlines()[-1]
+    assert last.endswith(r"groups.csv: no column `path`; it has \xff\xfep\x00a\x00t\x00h\x00, \x00a\x00g\x00e\x00")
