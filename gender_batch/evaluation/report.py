@@ -143,7 +143,7 @@ def render(report: Report) -> str:
         reliability=_reliability(metrics),
         risk_coverage=_risk_coverage(metrics, coverage, risk, report.threshold),
         tables=tables,
-        worst=_worst(tables),
+        large=_large(tables),
         scales=_scales(report.scales) if report.scales else None,
         errors=list(_tiles(confident_errors(answers, IN_GALLERY), report)),
         doubtful=list(_tiles(least_certain(answers, IN_GALLERY), report)),
@@ -210,10 +210,10 @@ def _group_tables(groups: Sequence[Group], overall: float) -> list[GroupTable]:
     ]
 
 
-def _worst(tables: Sequence[GroupTable]) -> Group | None:
-    """The group of the lowest accuracy among those large enough to say so."""
+def _large(tables: Sequence[GroupTable]) -> list[Group]:
+    """The groups that are large enough to say which is the worst, that one first."""
     large = [group for table in tables for group in table.groups if group.accuracy.total >= FEWEST_KNOWN]
-    return min(large, key=lambda group: group.accuracy.value, default=None)
+    return sorted(large, key=lambda group: group.accuracy.value)
 
 
 def _tiles(answers: Sequence[Answer], report: Report) -> Iterator[Tile]:

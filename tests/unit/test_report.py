@@ -304,6 +304,7 @@ def test_the_worst_group_is_named_with_its_chances(report: Report, tmp_path: Pat
 
     assert "Lowest of the groups of at least 20 pictures: age: tens" in with_tens(20)
     assert "Its whole interval lies below" in with_tens(20)
+    assert "Of 4 equally good groups about 0.1 would look so by chance" in with_tens(20)
     assert "the lowest of many groups may be so by chance" in with_tens(1)
 
 
