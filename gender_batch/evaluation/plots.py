@@ -169,7 +169,7 @@ def draw_groups(groups: Sequence[Group], overall: float, lowest: float, fewest: 
     axes.set_yticks(range(len(groups)), [_name(group.value) for group in groups])
     axes.set(xlim=(lowest, 1), ylim=(len(groups) - 0.4, -0.6), xlabel="accuracy, 95% interval; dashed: all pictures")
     axes.xaxis.set_major_formatter(_percent)
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, pad=7)  # room for a point at the edge
     _calm(axes)
     return figure
 
