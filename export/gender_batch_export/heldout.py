@@ -109,6 +109,8 @@ def _read(run: Path, root: Path, labels: Sequence[str]) -> dict[str, list[Pictur
         columns = list(reader.fieldnames or ())
         attributes = columns[columns.index("label") + 1 : len(columns) - len(labels)]
         for row in reader:
+            if None in row.values():
+                raise ValueError(f"line {reader.line_num} is cut short")
             known = {name: row[name] for name in attributes}
             picture = Picture(str(root / row["path"]), labels.index(row["label"]), row["group"], known)
             splits[row["split"]].append(picture)

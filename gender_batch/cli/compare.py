@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from gender_batch.cli.exits import Exit, fail
+from gender_batch.cli.exits import Exit, fail, telling
 from gender_batch.evaluation.drift import Change, Limits, reasons
 from gender_batch.evaluation.drift import compare as compare_runs
 from gender_batch.evaluation.text import printable
@@ -51,10 +51,10 @@ def compare(before: Path, after: Path, given: tuple[dict[str, float], ...]) -> N
     """Tell what has drifted between two runs, from the records A and B that `classify --summary` wrote.
 
     Compared are the share of each label among the pictures that got one (limit: label), of `uncertain` among the
-    readable ones, of each reason of failure among all (failure), the mean confidence, and the number of pictures,
-    relative to A. A difference is a drift, and the exit code 8, if it is larger than its limit and no chance: p, the
-    probability that chance alone gives so large a one, is at most 0.01, corrected for the number of tests. The
-    number of pictures is not tested; its limit decides.
+    readable ones, of each reason of failure and of no_face among all (failure), the mean confidence, and the number of
+    pictures, relative to A. A difference is a drift, and the exit code 8, if it is larger than its limit and no
+    chance: p, the probability that chance alone gives so large a one, is at most 0.01, corrected for the number of
+    tests. The number of pictures is not tested; its limit decides.
     """
     from gender_batch.outputs.record import RecordError, RunRecord
 
@@ -64,11 +64,12 @@ def compare(before: Path, after: Path, given: tuple[dict[str, float], ...]) -> N
         fail(str(error))
     merged = {name: limit for some in given for name, limit in some.items()}
     changes = compare_runs(*runs, Limits(**merged))
-    _tell(changes)
-    for reason in reasons(*runs):
-        click.echo(f"note: {printable(reason)}")
     drifted = [printable(change.what) for change in changes if change.flagged]
-    click.echo(f"drift: {', '.join(drifted)}" if drifted else "no drift")
+    with telling():
+        _tell(changes)
+        for reason in reasons(*runs):
+            click.echo(f"note: {printable(reason)}")
+        click.echo(f"drift: {', '.join(drifted)}" if drifted else "no drift")
     if drifted:
         sys.exit(Exit.DRIFT)
 

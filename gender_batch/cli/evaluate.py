@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gender_batch.cli.exits import Exit, fail, stopping_on_signals
+from gender_batch.cli.exits import Exit, fail, stopping_on_signals, telling
 from gender_batch.cli.options import device_option, face_options, model_option, workers_option
 
 if TYPE_CHECKING:
@@ -71,33 +71,40 @@ def evaluate(
     except (ModelError, GpuError, DetectorError, LabelsError, PoolError) as error:
         fail(str(error))
 
-    _tell(result)
-    if out:
-        try:
+    try:
+        if out:
             _write(result, out, scorer.metadata.preprocessing)
-        except OSError as error:
-            fail(f"{out}: {error.strerror}")
+    except OSError as error:
+        fail(f"{error.filename or out}: {error.strerror}")
+    finally:
+        # Afterwards: who reads standard output may have had enough before the last line.
+        with telling():
+            _tell(result)
+    if out:
+        click.echo(f"report in {out}", err=True)
     if result.failed or result.unreadable_folders:
         sys.exit(Exit.FAILED_PICTURES)
 
 
 def _tell(result: Evaluation) -> None:
-    metrics = result.metrics
+    from gender_batch.evaluation.text import printable
+
+    metrics, labels = result.metrics, [printable(label) for label in result.metrics.labels]
     click.echo(f"measured on                 {metrics.pictures}")
     click.echo(f"accuracy                    {metrics.accuracy}")
     click.echo(f"answered at the threshold   {metrics.coverage}")
     click.echo(f"accuracy of those           {metrics.decided_right}")
     click.echo(f"expected calibration error  {metrics.calibration_error:.4f}")
-    width = max(len(label) for label in metrics.labels)
-    for index, label in enumerate(metrics.labels):
+    width = max(map(len, labels))
+    for index, label in enumerate(labels):
         click.echo(f"{label:<{width}}  precision {metrics.precision(index)}")
         click.echo(f"{'':<{width}}  recall    {metrics.recall(index)}")
-        answered = ", ".join(f"{name} {metrics.confusion[index, j]}" for j, name in enumerate(metrics.labels))
+        answered = ", ".join(f"{name} {metrics.confusion[index, j]:,}" for j, name in enumerate(labels))
         click.echo(f"{'':<{width}}  answered  {answered}")
     for column, groups in groupby(result.groups, key=lambda group: group.column):
-        click.echo(f"\n{column}")
+        click.echo(f"\n{printable(column)}")
         for group in groups:
-            click.echo(f"  {group.value:<28} {group.accuracy}")
+            click.echo(f"  {printable(group.value):<28} {group.accuracy}")
     for row in result.failed[:20]:
         click.echo(f"not scored: {row.path!r}: {row.status.value}: {row.error}", err=True)
     if result.failed:
@@ -108,7 +115,7 @@ def _tell(result: Evaluation) -> None:
     for folder, reason in result.unreadable_folders:
         click.echo(f"folder not read: {folder!r}: {reason}", err=True)
     for note in result.notes:
-        click.echo(note, err=True)
+        click.echo(printable(note), err=True)
 
 
 def _write(result: Evaluation, out: Path, preprocessing: Preprocessing) -> None:
@@ -117,21 +124,14 @@ def _write(result: Evaluation, out: Path, preprocessing: Preprocessing) -> None:
     if find_spec("matplotlib") is None:
         click.echo("no plots: they need matplotlib: pip install 'gender-batch[train]'", err=True)
         return
-    import numpy as np
-
     from gender_batch.evaluation.gallery import Answer, draw_gallery
-    from gender_batch.evaluation.metrics import calibration_bins
     from gender_batch.evaluation.plots import plot_confusion, plot_reliability
 
-    labels = result.metrics.labels
-    probabilities = np.array([row.probabilities for row in result.rows])
-    best = probabilities.argmax(axis=1)
-    bins = calibration_bins(probabilities.max(axis=1), best == np.array(result.truth))
-    plot_confusion(result.metrics.confusion, labels, out / "confusion.png")
-    plot_reliability(bins, result.metrics.calibration_error, out / "reliability.png")
+    metrics = result.metrics
+    plot_confusion(metrics.confusion, metrics.labels, out / "confusion.png")
+    plot_reliability(metrics.bins, metrics.calibration_error, out / "reliability.png")
     answers = [
         Answer(row.path, row.path, truth, row.probabilities, row.path, box=row.box)
         for row, truth in zip(result.rows, result.truth, strict=True)
     ]
-    draw_gallery(answers, preprocessing, out / "gallery.png", labels)
-    click.echo(f"metrics and plots in {out}")
+    draw_gallery(answers, preprocessing, out / "gallery.png", metrics.labels)

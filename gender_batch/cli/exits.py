@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from types import FrameType
 from typing import NoReturn
 
 import click
+
+from gender_batch.evaluation.text import printable
 
 
 class Exit(IntEnum):
@@ -58,7 +61,8 @@ class Interrupted(BaseException):
 
 
 def tell(message: str) -> None:
-    click.echo(f"gender-batch: {message}", err=True)
+    # It may quote a name, or what stands in a file.
+    click.echo(printable(f"gender-batch: {message}"), err=True)
 
 
 def fail(message: str, code: Exit = Exit.FATAL, tell: Callable[[str], None] = tell) -> NoReturn:
@@ -108,6 +112,20 @@ def stopping_on_signals(
         for name, handler in before.items():
             signal.signal(name, handler)
         sys.unraisablehook = hook
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """A standard output that takes no more, as on a full disk, becomes one line. Where its reader has had enough, click
+    ends the program with exit code 1 and no word."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        fail(f"standard output: {error.strerror}")
 
 
 @contextmanager

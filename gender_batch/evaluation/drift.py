@@ -69,11 +69,11 @@ class Change:
 
 
 def compare(before: RunRecord, after: RunRecord, limits: Limits | None = None) -> list[Change]:
-    """Every figure that is checked, in a fixed order: number of pictures, failures, uncertain, labels, confidence."""
+    """Every figure that is checked, in a fixed order: number of pictures, statuses, uncertain, labels, confidence."""
     limits = limits or Limits()
     tested = [
         *(
-            _share(f"failure {status}", limits.failure, before.statuses, after.statuses, status)
+            _share(_named(status), limits.failure, before.statuses, after.statuses, status)
             for status in sorted((before.statuses.keys() | after.statuses.keys()) - {Status.OK})
         ),
         _share(UNCERTAIN, limits.uncertain, before.labels, after.labels, UNCERTAIN),
@@ -167,6 +167,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[number]))
         corrected[number] = largest
     return corrected
+
+
+def _named(status: str) -> str:
+    """That nobody is on a picture is no fault of it."""
+    return status if status == Status.NO_FACE else f"failure {status}"
 
 
 def _decided(run: RunRecord) -> dict[str, int]:

@@ -9,12 +9,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from gender_batch.evaluation.text import printable
-from gender_batch.pictures.preprocessing import Preprocessing, bound_aspect
+from gender_batch.pictures.preprocessing import LONGEST_ASPECT, Preprocessing
 from gender_batch.pictures.read import Picture, PictureError, read_picture
 from gender_batch.prediction import Box
 
 THUMBNAIL = 128
-CAPTION = 18
+CAPTION, LINE = 32, 13
 FRAME = 4
 COLUMNS = 8
 MOST = 64
@@ -78,17 +78,25 @@ def thumbnail(answer: Answer, preprocessing: Preprocessing, most: int) -> Image.
 
 
 def boxed(picture: Picture, boxes: Sequence[Box], most: int) -> Image.Image:
-    """The whole picture, its longer side at most `most` pixels, with the boxes drawn, the first one thicker."""
-    whole = picture.image.size
-    image = bound_aspect(picture.image).copy()  # `thumbnail` works in place
-    offset = (whole[0] - image.width) // 2, (whole[1] - image.height) // 2
+    """The picture, its longer side at most `most` pixels, with the boxes drawn, the first one thicker.
+
+    It is whole, or, where one side is more than four times the other, so much of it about the first box, or its centre.
+    """
+    size = picture.image.size
+    share = size[0] / picture.width
+    x, y, width, height = boxes[0] if boxes else (0, 0, picture.width, picture.height)
+    longest = LONGEST_ASPECT * min(size)
+    across, down = (
+        max(0, min(round(middle * share - longest / 2), length - longest))
+        for middle, length in zip((x + width / 2, y + height / 2), size, strict=True)
+    )
+    image = picture.image.crop((across, down, min(across + longest, size[0]), min(down + longest, size[1])))
     before = image.width
     image.thumbnail((most, most))
     scale = image.width / before
-    share = whole[0] / picture.width
     draw = ImageDraw.Draw(image)
     for number, (x, y, width, height) in reversed(list(enumerate(boxes))):
-        left, top = (x * share - offset[0]) * scale, (y * share - offset[1]) * scale
+        left, top = (x * share - across) * scale, (y * share - down) * scale
         right, bottom = left + width * share * scale, top + height * share * scale
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black", width=3 if number == 0 else 2)
         draw.rectangle((left, top, right, bottom), outline=BOX, width=2 if number == 0 else 1)
@@ -120,9 +128,20 @@ def draw_gallery(
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
         sheet.paste(image, (x + FRAME + (THUMBNAIL - image.width) // 2, y + FRAME + (THUMBNAIL - image.height) // 2))
         answered, truth = (printable(labels[i]) if labels else str(i) for i in (answer.answer, answer.truth))
-        caption = f"{answered} {answer.confidence:.2f}" + ("" if answer.right else f" (label: {truth})")
-        draw.text((x + FRAME, y + cell + 1), caption, fill=colour, font=font)
+        lines = [f"{answer.confidence:.2f} {answered}", *([] if answer.right else [f"label: {truth}"])]
+        for line, text in enumerate(lines):
+            place = (x + FRAME, y + cell + 1 + line * LINE)
+            draw.text(place, _fitting(text, font, THUMBNAIL), fill=colour, font=font)
     sheet.save(path)
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """As much of the text as is at most `width` pixels wide."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
 
 
 def _choose(answers: Sequence[Answer]) -> list[Answer]:

@@ -55,7 +55,7 @@ class Evaluation:
 def evaluate(
     scorer: Scorer, data: Path, groups_file: Path | None, tell: Callable[[int, int], None] = lambda *_: None
 ) -> Evaluation:
-    """Evaluate on `data`: one folder per label of the model, or a `test/` with those in it.
+    """Evaluate on `data`: one folder per label of the model, or a `test/` with those in it; links are followed.
 
     `groups_file` is a CSV with a column `path` (relative to `data` or to its parent) and any others. A column `group`
     names who is on a picture, `split` and `label` are passed over; each of the others gives a table, and so does each
@@ -63,7 +63,7 @@ def evaluate(
     """
     labels = scorer.metadata.labels
     root = _root(data, labels)
-    walk = Walk()
+    walk = Walk(follow_links=True)  # as in training
     name_of = {path: str(Path(path).relative_to(data)) for path in walk.files(str(root / label) for label in labels)}
     try:
         listed = read_list(groups_file) if groups_file else None
@@ -80,7 +80,7 @@ def evaluate(
         tell(len(seen), failed)
     rows = [row for row in seen if row.status is Status.OK]
     if not rows:
-        raise LabelsError(f"{root}: no picture in it could be scored")
+        raise LabelsError(f"{root}: no picture in it could be scored; {_why(seen, labels)}")
     names = [name_of[row.path] for row in rows]
     truth = [labels.index(Path(row.path).relative_to(root).parts[0]) for row in rows]
     probabilities = np.array([row.probabilities for row in rows])
@@ -113,6 +113,14 @@ def _root(data: Path, labels: tuple[str, ...]) -> Path:
     raise LabelsError(
         f"{data}: no folders {', '.join(labels)} in it or in its test/; they must be named after the model's labels"
     )
+
+
+def _why(unscored: Sequence[Prediction], labels: Sequence[str]) -> str:
+    if not unscored:
+        return f"there is none in its folders {', '.join(labels)}"
+    first = next((row for row in unscored if row.status.failed), unscored[0])
+    remedy = "" if first.status.failed else "; --no-face whole takes such pictures whole"
+    return f"of {len(unscored):,} one is {first.path!r}: {first.status.value}: {first.error}{remedy}"
 
 
 def _people(listed: Listed | None, known: Mapping[str, Row], names: Iterable[str]) -> dict[str, str]:

@@ -87,8 +87,10 @@ class Proportion:
         return (max(0.0, centre - half), min(1.0, centre + half))
 
     def __str__(self) -> str:
+        if not self.total:
+            return "none"
         low, high = self.interval
-        return f"{self.value:.2%} [{low:.2%}, {high:.2%}] of {self.total}"
+        return f"{self.value:.2%} [{low:.2%}, {high:.2%}] of {self.total:,}"
 
     def to_dict(self) -> dict[str, Any]:
         low, high = self.interval
@@ -102,11 +104,20 @@ class Proportion:
 
 
 @dataclass(frozen=True)
+class Bin:
+    """Pictures of about the same confidence: its mean, 0..1, and how many of them are right."""
+
+    confidence: float
+    accuracy: Proportion
+
+
+@dataclass(frozen=True)
 class Metrics:
     """Figures over one set of pictures. `confusion[i, j]`: pictures of class i answered as class j.
 
     `accuracy` is the share of pictures whose largest probability is the true class's, decided or not; `recalls` and
     `precisions` are by class. `people` is the number of people on the pictures; that of the pictures where nobody told.
+    `bins` are those of the calibration error.
     """
 
     labels: tuple[str, ...]
@@ -114,6 +125,7 @@ class Metrics:
     confusion: Integers
     log_loss: float
     calibration_error: float
+    bins: tuple[Bin, ...]
     accuracy: Proportion
     recalls: tuple[Proportion, ...]
     precisions: tuple[Proportion, ...]
@@ -182,6 +194,7 @@ def measure(
         confusion=confusion,
         log_loss=float(-np.log(np.maximum(likelihood, 1e-12)).mean()) if len(truth) else float("nan"),
         calibration_error=expected_calibration_error(confidence, right),
+        bins=calibration_bins(confidence, right, people),
         accuracy=Proportion.of(right, people),
         recalls=tuple(share_right(truth == index) for index in range(len(labels))),
         precisions=tuple(share_right(answers == index) for index in range(len(labels))),
@@ -196,22 +209,23 @@ def numbered(groups: Iterable[Hashable]) -> Integers:
     return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
 
 
-def calibration_bins(confidence: Floats, right: NDArray[np.bool_]) -> list[tuple[int, float, float]]:
-    """(pictures, mean confidence, accuracy) of each non-empty one of 15 equal bins of the confidence 0..1."""
+def calibration_bins(confidence: Floats, right: NDArray[np.bool_], people: Integers | None = None) -> tuple[Bin, ...]:
+    """Those with pictures of 15 equal bins of the confidence 0..1; `people` (N,) as for `Proportion.of`."""
     index = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     bins = []
     for number in range(CALIBRATION_BINS):
         inside = index == number
         if inside.any():
-            bins.append((int(inside.sum()), float(confidence[inside].mean()), float(right[inside].mean())))
-    return bins
+            accuracy = Proportion.of(right[inside], None if people is None else people[inside])
+            bins.append(Bin(float(confidence[inside].mean()), accuracy))
+    return tuple(bins)
 
 
 def expected_calibration_error(confidence: Floats, right: NDArray[np.bool_]) -> float:
     """Mean distance of confidence and accuracy over the bins, weighed by pictures (Guo et al. 2017, eq. 3)."""
     bins = calibration_bins(confidence, right)
-    total = sum(count for count, _, _ in bins)
-    return sum(count * abs(mean - accuracy) for count, mean, accuracy in bins) / total if total else 0.0
+    distances = sum(one.accuracy.total * abs(one.confidence - one.accuracy.value) for one in bins)
+    return distances / len(confidence) if bins else 0.0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gender_batch.evaluation.groups import Group
-from gender_batch.evaluation.metrics import CALIBRATION_BINS, Floats, Integers, Proportion
+from gender_batch.evaluation.metrics import CALIBRATION_BINS, Bin, Floats, Integers, Proportion
 from gender_batch.evaluation.text import printable
 
 DPI = 130
@@ -58,7 +58,7 @@ def plot_confusion(confusion: Integers, labels: Sequence[str], path: Path) -> No
     draw_confusion(confusion, labels).savefig(path, dpi=DPI)
 
 
-def plot_reliability(bins: Sequence[tuple[int, float, float]], error: float, path: Path) -> None:
+def plot_reliability(bins: Sequence[Bin], error: float, path: Path) -> None:
     draw_reliability(bins, error).savefig(path, dpi=DPI)
 
 
@@ -79,11 +79,12 @@ def draw_curves(history: Sequence[Point]) -> Figure:
         start = 0.5
         for number, (phase, points) in enumerate(groupby(history, key=lambda point: point.phase)):
             end = start + len(list(points))
-            axes.axvspan(start, end, color=f"C{number + 2}", alpha=0.1, linewidth=0, label=f"phase: {_name(phase)}")
+            # Two greys, which every eye tells apart.
+            shade = 0.35 if number % 2 else 0.1
+            axes.axvspan(start, end, color=GREY, alpha=shade, linewidth=0, label=f"phase: {_name(phase)}")
             start = end
     accuracy.yaxis.set_major_formatter(_percent)
-    handles, names = loss.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    _legend(figure, loss, columns=4)
     return figure
 
 
@@ -101,28 +102,27 @@ def draw_confusion(confusion: Integers, labels: Sequence[str]) -> Figure:
     for row in ticks:
         for column in ticks:
             share = shares[row, column]
-            text = f"{confusion[row, column]}\n{share:.1%}"
+            text = f"{confusion[row, column]:,}\n{share:.1%}"
             axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.5 else "black")
     return figure
 
 
-def draw_reliability(bins: Sequence[tuple[int, float, float]], error: float) -> Figure:
+def draw_reliability(bins: Sequence[Bin], error: float) -> Figure:
     """Accuracy against confidence, with 95% intervals, above the number of pictures in each bin.
 
     `bins` as from `calibration_bins`, `error` the expected calibration error.
     """
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    counts = [count for count, _, _ in bins]
-    means = [mean for _, mean, _ in bins]
-    accuracies = [Proportion(round(accuracy * count), count) for count, _, accuracy in bins]
+    counts = [found.accuracy.total for found in bins]
+    means = [found.confidence for found in bins]
     above.plot([0, 1], [0, 1], "--", color=QUIET, label="perfectly calibrated")
-    _with_intervals(above, means, accuracies, label="this model, with 95% intervals")
+    _with_intervals(above, means, [found.accuracy for found in bins], label="this model, with 95% intervals")
     above.set(ylim=(0, 1.03), ylabel="accuracy", title=f"expected calibration error {error:.3f}")
-    above.legend(loc="upper left", frameon=False, fontsize="small")
+    _legend(figure, above)
     centres = [(min(int(mean * CALIBRATION_BINS), CALIBRATION_BINS - 1) + 0.5) / CALIBRATION_BINS for mean in means]
     bars = below.bar(centres, counts, width=0.9 / CALIBRATION_BINS, color=FIRST, alpha=0.5)
-    below.bar_label(bars, fontsize=6.5, padding=1)
+    below.bar_label(bars, fmt="{:,.0f}", fontsize=6.5, padding=1)
     below.margins(y=0.3)
     below.set(xlabel="confidence", ylabel="pictures")
     # Nothing is below 1/classes, and half an empty diagram tells nothing.
@@ -145,10 +145,10 @@ def draw_risk_coverage(coverage: Floats, risk: Floats, chosen: tuple[float, floa
     # The most confident few are too few to measure a risk on; they must not set the scale.
     measured = risk[coverage >= 0.05]
     axes.set(xlim=(0, 1.02), xlabel="coverage: share answered", ylabel="risk: share of these that is wrong")
-    axes.set_ylim(0, 1.25 * max([1 - target, *measured, *(chosen or (0, 0))[1:]], default=1) or 1)
+    axes.set_ylim(0, 1.05 * max([1 - target, *measured, *(chosen or (0, 0))[1:]], default=1) or 1)
     axes.xaxis.set_major_formatter(_percent)
     axes.yaxis.set_major_formatter(_percent)
-    axes.legend(loc="upper left", frameon=False, fontsize="small")
+    _legend(figure, axes)
     _calm(axes)
     return figure
 
@@ -169,17 +169,17 @@ def draw_groups(groups: Sequence[Group], overall: float, lowest: float, fewest: 
     axes.set_yticks(range(len(groups)), [_name(group.value) for group in groups])
     axes.set(xlim=(lowest, 1), ylim=(len(groups) - 0.4, -0.6), xlabel="accuracy, 95% interval; dashed: all pictures")
     axes.xaxis.set_major_formatter(_percent)
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, pad=7)  # room for a point at the edge
     _calm(axes)
     return figure
 
 
 def draw_scales(scales: Sequence[float], accuracies: Sequence[Proportion]) -> Figure:
-    """Accuracy with its 95% interval against the size of the face."""
+    """Accuracy with its 95% interval against the side of the face, as a share of the picture's."""
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
     _with_intervals(axes, scales, accuracies)
-    axes.set(xlabel="size of the face, as a share of the picture", ylabel="accuracy, 95% interval")
+    axes.set(xlabel="side of the face, as a share of the picture's", ylabel="accuracy, 95% interval")
     axes.set_xlim(0, max(1.0, *scales) + 0.02)
     axes.yaxis.set_major_formatter(_percent)
     _calm(axes)
@@ -190,6 +190,12 @@ def _with_intervals(axes: Any, places: Sequence[float], values: Sequence[Proport
     low, high = zip(*(value.interval for value in values), strict=True) if values else ((), ())
     axes.vlines(places, low, high, color=FIRST, linewidth=2, alpha=0.4)
     axes.plot(places, [value.value for value in values], "o-", markersize=4, color=FIRST, label=label)
+
+
+def _legend(figure: Figure, axes: Any, columns: int = 2) -> None:
+    """Below the axes, where no curve can run through it."""
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
 
 
 def _calm(axes: Any) -> None:

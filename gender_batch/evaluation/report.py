@@ -26,7 +26,6 @@ from gender_batch.evaluation.metrics import (
     Proportion,
     Threshold,
     area_under_risk_coverage,
-    calibration_bins,
     measure,
     risk_coverage,
 )
@@ -141,10 +140,10 @@ def render(report: Report) -> str:
         area=area_under_risk_coverage(coverage, risk),
         curves=_curves(report.history) if report.history else None,
         confusion=_confusion(metrics),
-        reliability=_reliability(metrics, calibration_bins(confidence, right)),
+        reliability=_reliability(metrics),
         risk_coverage=_risk_coverage(metrics, coverage, risk, report.threshold),
         tables=tables,
-        worst=_worst(tables),
+        large=_large(tables),
         scales=_scales(report.scales) if report.scales else None,
         errors=list(_tiles(confident_errors(answers, IN_GALLERY), report)),
         doubtful=list(_tiles(least_certain(answers, IN_GALLERY), report)),
@@ -169,9 +168,9 @@ def _confusion(metrics: Metrics) -> Illustration:
     return _illustration(plots.draw_confusion(metrics.confusion, metrics.labels), f"Confusion matrix. {told}.")
 
 
-def _reliability(metrics: Metrics, bins: Sequence[tuple[int, float, float]]) -> Illustration:
-    told = "; ".join(f"{mean:.2f}: {accuracy:.1%} of {count}" for count, mean, accuracy in bins)
-    figure = plots.draw_reliability(bins, metrics.calibration_error)
+def _reliability(metrics: Metrics) -> Illustration:
+    told = "; ".join(f"{found.confidence:.2f}: {found.accuracy}" for found in metrics.bins)
+    figure = plots.draw_reliability(metrics.bins, metrics.calibration_error)
     return _illustration(figure, f"Reliability diagram, accuracy by mean confidence. {told}.")
 
 
@@ -211,10 +210,10 @@ def _group_tables(groups: Sequence[Group], overall: float) -> list[GroupTable]:
     ]
 
 
-def _worst(tables: Sequence[GroupTable]) -> Group | None:
-    """The group of the lowest accuracy among those large enough to say so."""
+def _large(tables: Sequence[GroupTable]) -> list[Group]:
+    """The groups that are large enough to say which is the worst, that one first."""
     large = [group for table in tables for group in table.groups if group.accuracy.total >= FEWEST_KNOWN]
-    return min(large, key=lambda group: group.accuracy.value, default=None)
+    return sorted(large, key=lambda group: group.accuracy.value)
 
 
 def _tiles(answers: Sequence[Answer], report: Report) -> Iterator[Tile]:
@@ -237,5 +236,8 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 
 def _printable(value: object) -> object:
-    """What the template puts into the page: text made printable, but not the markup of its own macros once more."""
+    """What the template puts into the page: numbers with their thousands set apart, and text made printable, but not
+    the markup of its own macros once more."""
+    if isinstance(value, int):
+        return f"{value:,}"
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

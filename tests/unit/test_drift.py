@@ -175,13 +175,13 @@ def test_holm_only_raises_keeps_the_order_and_stays_below_bonferroni(p_values: l
 def test_the_figures_by_hand() -> None:
     found = changes(night(600, 300, 100, 0.95, corrupt=250), night(450, 450, 100, 0.9, no_face=1000), NO_LIMITS)
     assert list(found) == [
-        "pictures", "failure corrupt", "failure no_face", "uncertain", "label female", "label male", "confidence",
+        "pictures", "failure corrupt", "no_face", "uncertain", "label female", "label male", "confidence",
     ]  # fmt: skip
     assert (found["pictures"].before, found["pictures"].after) == (1250, 2000)
     assert found["pictures"].difference == pytest.approx(0.6)
     assert found["pictures"].p_value is None
     assert (found["failure corrupt"].before, found["failure corrupt"].after) == (0.2, 0)
-    assert (found["failure no_face"].before, found["failure no_face"].after) == (0, 0.5)
+    assert (found["no_face"].before, found["no_face"].after) == (0, 0.5)
     assert found["uncertain"].difference == 0
     assert found["uncertain"].p_value == 1
     assert (found["label female"].before, found["label female"].after) == (pytest.approx(2 / 3), 0.5)

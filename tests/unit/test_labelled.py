@@ -148,5 +148,21 @@ def test_a_label_that_is_no_name_of_a_folder_is_told(data: Path, label: str) -> 
 def test_data_without_the_labels_is_told(data: Path) -> None:
     with pytest.raises(LabelsError, match="no folders cat, dog in it or in its test/"):
         evaluated(data, labels=("cat", "dog"))
-    with pytest.raises(LabelsError, match="no picture in it could be scored"):
-        evaluated(labelled(data.parent / "faceless", "female/no_face.jpg", "male/no_face.jpg"))
+
+
+def test_why_nothing_could_be_scored_is_told(tmp_path: Path) -> None:
+    data = labelled(tmp_path / "data", "female/no_face.jpg", "male/no_face.jpg")
+    with pytest.raises(LabelsError, match=r"of 2 one is .*no_face: so it is called; --no-face whole takes such"):
+        evaluated(data)
+    with pytest.raises(LabelsError, match=r"no picture in it could be scored; of 3 one is .*corrupt: so it is called$"):
+        evaluated(labelled(data, "male/corrupt.jpg"))
+    for label in ("f", "m"):
+        (tmp_path / "empty" / label).mkdir(parents=True)
+    with pytest.raises(LabelsError, match="there is none in its folders f, m"):
+        evaluated(tmp_path / "empty", labels=("f", "m"))
+
+
+def test_links_are_followed_as_in_training(data: Path) -> None:
+    labelled(data.parent / "more", "1.jpg", "2.jpg")
+    (data / "male" / "link").symlink_to(data.parent / "more")
+    assert evaluated(data).metrics.accuracy == Proportion(3, 8)

@@ -14,6 +14,7 @@ from gender_batch.evaluation.metrics import (
     FEWEST_ANSWERED,
     LEAST_COVERAGE,
     SEPARATION,
+    Bin,
     Proportion,
     Threshold,
     area_under_risk_coverage,
@@ -75,6 +76,8 @@ def test_more_pictures_give_a_narrower_interval(total: int, share: float) -> Non
 
 def test_a_proportion_in_words() -> None:
     assert str(Proportion(50, 100)) == "50.00% [40.38%, 59.62%] of 100"
+    assert str(Proportion(900, 1800)) == "50.00% [47.69%, 52.31%] of 1,800"
+    assert str(Proportion(0, 0)) == "none"
 
 
 # Metrics
@@ -167,7 +170,14 @@ def test_errors_of_different_sign_do_not_cancel_between_bins() -> None:
 def test_bins_hold_every_picture_once_and_confidence_1_in_the_last() -> None:
     confidence = np.array([0.0, 0.5, 1.0, 1.0])
     bins = calibration_bins(confidence, np.array([False, True, True, False]))
-    assert bins == [(1, 0.0, 0.0), (1, 0.5, 1.0), (2, 1.0, 0.5)]
+    assert bins == (Bin(0.0, Proportion(0, 1)), Bin(0.5, Proportion(1, 1)), Bin(1.0, Proportion(1, 2)))
+
+
+def test_copies_of_a_picture_widen_the_interval_of_their_bin() -> None:
+    copies = np.array([[0.9, 0.1]] * 10 + [[0.7, 0.3]] * 2)
+    crowded, apart = measure(copies, [0] * 12, LABELS, 0.5, ["a"] * 10 + ["b", "c"]).bins[::-1]
+    assert crowded.accuracy == Proportion(10, 10, 1.0)
+    assert apart.accuracy == Proportion(2, 2)
 
 
 @given(values=st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=50))
@@ -175,7 +185,7 @@ def test_calibration_error_is_a_share_and_bins_are_complete(values: list[tuple[f
     confidence = np.array([value for value, _ in values])
     right = np.array([value for _, value in values], dtype=bool)
     bins = calibration_bins(confidence, right)
-    assert sum(count for count, _, _ in bins) == len(values)
+    assert sum(one.accuracy.total for one in bins) == len(values)
     assert len(bins) <= CALIBRATION_BINS
     assert 0 <= expected_calibration_error(confidence, right) <= 1
 

@@ -145,6 +145,7 @@ def test_no_picture_calibrates_and_judges(tmp_path: Path) -> None:
         ("heldout.csv", b""),
         ("heldout.csv", b"split,path,group,label,p_a,p_b\nval,val0.png\n"),
         ("heldout.csv", b"split,path,group,label,p_a,p_b\nva"),
+        ("heldout.csv", b"split,path,group,label,p_a,p_b\nval,val0.png,,a,0.5,0.5\nval,val1.png,,b,0.5"),
         ("heldout.csv", b"split,path,group,label,p_a,p_b\nval,val0.png,,c,0.5,0.5\n"),
     ],
 )

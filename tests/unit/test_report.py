@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image
 from samples import encoded, noise
@@ -21,8 +22,15 @@ pytest.importorskip("matplotlib")
 
 from gender_batch.evaluation.gallery import Answer, confident_errors, draw_gallery, least_certain
 from gender_batch.evaluation.groups import Group, by_group
-from gender_batch.evaluation.metrics import Proportion, Threshold
-from gender_batch.evaluation.plots import plot_confusion, plot_curves, plot_reliability
+from gender_batch.evaluation.metrics import Bin, Proportion, Threshold
+from gender_batch.evaluation.plots import (
+    draw_curves,
+    draw_reliability,
+    draw_risk_coverage,
+    plot_confusion,
+    plot_curves,
+    plot_reliability,
+)
 from gender_batch.evaluation.report import IN_GALLERY, Report, ScalePoint, write_report
 from gender_batch.evaluation.text import printable
 from gender_batch.pictures.preprocessing import Preprocessing
@@ -165,6 +173,13 @@ def test_the_figures_of_the_headline(report: Report, tmp_path: Path) -> None:
     assert "There was no test split" not in text
 
 
+def test_thousands_are_set_apart_everywhere(report: Report, tmp_path: Path) -> None:
+    many = [replace(answer, path="/nowhere") for answer in report.answers] * 10
+    text = written(replace(report, answers=many), tmp_path).text
+    assert "1,200 pictures of the test split" in text
+    assert "1200" not in text
+
+
 def test_what_there_is_nothing_to_tell_of_is_left_out(report: Report, tmp_path: Path) -> None:
     alone = [replace(answer, group=answer.name, attributes={}) for answer in report.answers]
     page = written(replace(report, history=(), answers=alone, scales=(), notes=(), facts=()), tmp_path)
@@ -289,6 +304,7 @@ def test_the_worst_group_is_named_with_its_chances(report: Report, tmp_path: Pat
 
     assert "Lowest of the groups of at least 20 pictures: age: tens" in with_tens(20)
     assert "Its whole interval lies below" in with_tens(20)
+    assert "Of 4 equally good groups about 0.1 would look so by chance" in with_tens(20)
     assert "the lowest of many groups may be so by chance" in with_tens(1)
 
 
@@ -307,19 +323,44 @@ def test_a_sheet_of_right_and_wrong(answers: list[Answer], labels: Sequence[str]
     draw_gallery([*answers, replace(answers[0], path="/nowhere")], PREPROCESSING, tmp_path / "gallery.png", labels)
     with Image.open(tmp_path / "gallery.png") as sheet:
         assert sheet.getpixel((0, 0)) == (0xC6, 0x28, 0x28)  # a wrong one comes first
-        assert sheet.getpixel((sheet.width - 1, sheet.height - 30)) == (0x2E, 0x7D, 0x32)
+        assert sheet.getpixel((sheet.width - 1, sheet.height - 40)) == (0x2E, 0x7D, 0x32)
+
+
+def test_captions_stay_under_their_pictures(answers: list[Answer], tmp_path: Path) -> None:
+    draw_gallery(answers[:2], PREPROCESSING, tmp_path / "gallery.png", ("a rather long name " * 3, "m" * 100))
+    with Image.open(tmp_path / "gallery.png") as sheet:
+        captions = sheet.crop((0, 136, sheet.width, sheet.height))
+    for left in (0, 136):
+        below, beyond = ((left, 0, left + 132, captions.height), (left + 132, 0, left + 140, captions.height))
+        assert len(captions.crop(below).getcolors()) > 1
+        assert captions.crop(beyond).getcolors() == [(8 * captions.height, (255, 255, 255))]
 
 
 def test_the_files_of_a_run_folder(tmp_path: Path) -> None:
-    import numpy as np
-
     plot_curves(HISTORY, tmp_path / "curves.png")
     plot_curves([], tmp_path / "none.png")
     plot_confusion(np.array([[3, 1], [0, 0]]), ("a$b$", "\udce9"), tmp_path / "confusion.png")
-    plot_reliability([(3, 0.6, 2 / 3), (1, 1.0, 1.0)], 0.1, tmp_path / "reliability.png")
+    plot_reliability([Bin(0.6, Proportion(2, 3)), Bin(1.0, Proportion(1, 1))], 0.1, tmp_path / "reliability.png")
     for path in tmp_path.iterdir():
         with Image.open(path) as image:
             assert min(image.size) > 200
+
+
+def test_no_legend_covers_a_curve() -> None:
+    bins = [Bin(0.6, Proportion(2, 2)), Bin(0.9, Proportion(1, 2))]
+    coverage, risk = np.array([0.5, 1.0]), np.array([1.0, 0.5])
+    for figure in (
+        draw_curves(HISTORY), draw_reliability(bins, 0.1), draw_risk_coverage(coverage, risk, (1.0, 0.5), 0.98)
+    ):  # fmt: skip
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        assert not any(axes.get_legend() or legend.get_window_extent().overlaps(axes.bbox) for axes in figure.axes)
+
+
+def test_the_grounds_of_the_phases_differ_in_lightness() -> None:
+    adaptation, fine_tuning = (sum(patch.get_facecolor()[:3]) / 3 * patch.get_alpha() + 1 - patch.get_alpha()
+                               for patch in draw_curves(HISTORY).axes[0].patches)  # fmt: skip
+    assert adaptation - fine_tuning > 0.08
 
 
 # Groups

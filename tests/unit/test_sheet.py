@@ -87,9 +87,17 @@ def test_it_is_bounded_and_keeps_the_least_certain(tmp_path: Path) -> None:
     assert f"{MOST} of {3 * MOST} are shown" in page
 
 
-@pytest.mark.parametrize(("size", "box"), [((400, 300), (100, 60, 80, 120)), ((2000, 100), (960, 20, 40, 60))])
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((400, 300), (100, 60, 80, 120)),
+        ((2000, 100), (960, 20, 40, 60)),
+        ((2000, 100), (0, 20, 40, 60)),
+        ((100, 2000), (20, 1940, 60, 60)),
+    ],
+)
 def test_boxes_are_where_the_faces_are(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
-    """Also in a picture that was decoded at half its size, and in one so long that only its centre is shown."""
+    """Also in a picture that was decoded at half its size, and in one so long that only a part of it is shown."""
     left, top, width, height = box
     picture = Image.new("RGB", size, "black")
     picture.paste("red", (left, top, left + width, top + height))

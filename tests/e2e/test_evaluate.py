@@ -1,0 +1,75 @@
+"""`gender-batch evaluate`, as the installed command: what it prints and writes, whoever reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from installed import COMMAND, gender_batch
+from PIL import Image
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two pictures of one class, none of the other."""
+    for label in ("female", "male"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+    for number in range(2):
+        Image.new("RGB", (40, 40), (100 * number, 50, 50)).save(tmp_path / "data" / "female" / f"{number}.png")
+    return tmp_path / "data"
+
+
+def test_a_reader_that_has_had_enough_costs_no_report(data: Path, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = [COMMAND, "evaluate", data, "--faces", "never", "--out", tmp_path / "report"]
+    result = subprocess.run(arguments, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert result.returncode == 1
+    assert b"Broken pipe" not in result.stderr
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text())["pictures"] == 2
+    assert (tmp_path / "report" / "gallery.png").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_a_full_disk_behind_standard_output_is_told(command: str, data: Path, tmp_path: Path) -> None:
+    record = tmp_path / "night.json"
+    gender_batch("classify", data, "--faces", "never", "--out", tmp_path / "rows.csv", "--summary", record)
+    arguments = {"evaluate": [data, "--faces", "never"], "compare": [record, record]}[command]
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run([COMMAND, command, *arguments], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert result.returncode == 1
+    assert result.stderr.decode().splitlines()[-1] == "gender-batch: standard output: No space left on device"
+
+
+def test_figures_are_told_where_the_report_cannot_be_written(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "report" / "metrics.json").mkdir(parents=True)
+    result = gender_batch("evaluate", data, "--faces", "never", "--out", tmp_path / "report")
+    assert result.returncode == 1
+    assert result.stderr.decode().splitlines()[-1] == f"gender-batch: {tmp_path}/report/metrics.json: Is a directory"
+    assert b"measured on                 2 pictures" in result.stdout
+
+
+def test_a_class_without_pictures_has_no_recall(data: Path) -> None:
+    result = gender_batch("evaluate", data, "--faces", "never")
+    assert result.returncode == 0, result.stderr
+    assert b"recall    none\n" in result.stdout
+    assert b"nan" not in result.stdout
+
+
+def test_what_stands_in_a_table_cannot_play_with_the_terminal(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "groups.csv").write_text('path,c\x1b[1m\nfemale/0.png,\x1b[31mred\nfemale/1.png,"two\nlines"\n')
+    result = gender_batch("evaluate", data, "--faces", "never", "--groups", tmp_path / "groups.csv")
+    assert result.returncode == 0, result.stderr
+    assert b"\x1b" not in result.stdout
+    assert b"\nc\\x1b[1m\n  \\x1b[31mred " in result.stdout
+    assert b"\n  two\\nlines " in result.stdout
+
+    (tmp_path / "groups.csv").write_bytes("\ufeffpath,age\n".encode("utf-16-le"))
+    result = gender_batch("evaluate", data, "--faces", "never", "--groups", tmp_path / "groups.csv")
+    assert result.returncode == 1
+    last = result.stderr.decode().splitlines()[-1]
+    assert last.endswith(r"groups.csv: no column `path`; it has \xff\xfep\x00a\x00t\x00h\x00, \x00a\x00g\x00e\x00")
