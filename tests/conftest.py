@@ -11,6 +11,9 @@ from installed import REPOSITORY
 
 # Tests run side by side, one per core: threads of torch and numpy would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Whether there is a face detector is for each test to say: neither one of the shell's, nor one that was fetched.
+os.environ.pop("GENDER_BATCH_DETECTOR", None)
+os.environ["XDG_DATA_HOME"] = os.devnull
 
 
 @pytest.fixture(scope="session")

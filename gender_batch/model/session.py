@@ -31,6 +31,8 @@ DEVICES = ("auto", "cuda", "cpu")
 
 _ERRORS_ONLY, _NOTHING = 3, 4
 
+_ROUNDING = 1e-3
+"""More than the sum of a picture's probabilities may be off 1."""
 
 OUT_OF_MEMORY = ("failed to allocate", "out of memory", "alloc_failed", "allocation_failed", "smaller than requested")
 """What ONNX Runtime's arenas, CUDA, cuBLAS and cuDNN say of a full GPU, in small letters: there is no class of error
@@ -86,11 +88,22 @@ class Model:
         self.path, self._digest, self._session, self.device = _open(path, device, threads)
         self.metadata = _metadata(self._session, self.path)
         self._input = self._session.get_inputs()[0].name
+        self._check()
 
     def probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Calibrated probabilities (N, classes) of uint8 pictures (N, size, size, 3)."""
         output: NDArray[np.float32] = self._session.run(None, {self._input: pictures})[0]
         return output
+
+    def _check(self) -> None:
+        """A file whose weights are not numbers would answer every picture, with `uncertain`. Raises ModelError."""
+        size = self.metadata.preprocessing.size
+        answer = self.probabilities(np.zeros((1, size, size, 3), np.uint8))[0]
+        if not abs(float(answer.sum()) - 1) < _ROUNDING:
+            raise ModelError(
+                f"{self.path}: it answers a black picture with {', '.join(map(str, answer))}, which are no "
+                "probabilities; export the model again with `gender-batch export`"
+            )
 
     def bound(self, batch: int) -> BoundModel:
         """The model for batches of that size alone, with input and output in the device's memory."""

@@ -82,7 +82,7 @@ def read_list(path: Path) -> Listed:
     try:
         # A spreadsheet's byte order mark is skipped; a file name need not be UTF-8.
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-            reader = csv.DictReader(lines)
+            reader = csv.DictReader(lines, strict=True)
             columns = tuple(name.strip() for name in reader.fieldnames or ())
             _check_columns(path, columns)
             reader.fieldnames = columns
@@ -110,8 +110,10 @@ def read_list(path: Path) -> Listed:
 
 def _check_columns(path: Path, columns: tuple[str, ...]) -> None:
     if "path" not in columns:
-        remedy = "; is it separated by semicolons? Commas are needed" if any(";" in name for name in columns) else ""
-        raise ListError(f"{path}: no column `path`; it has {', '.join(columns) or 'nothing'}{remedy}")
+        raise ListError(
+            f"{path}: no column `path`; it has {', '.join(columns) or 'nothing'}; save it as CSV in UTF-8, separated "
+            "by commas, with the names of the columns in its first line"
+        )
     twice = {name for name in columns if columns.count(name) > 1}
     if twice:
         raise ListError(f"{path}: two columns are named {min(twice)!r}; rename one")

@@ -435,7 +435,8 @@ COLUMNS = ["path", "label", "split", "group"]
     [
         (["file", "label"], [], "no column `path`; it has file, label"),
         ([], [], "no column `path`; it has nothing"),
-        (["path;label"], [["a/a0_0.png;a"]], "no column `path`; it has path;label; is it separated by semicolons?"),
+        (["path;label"], [["a/a0_0.png;a"]], "no column `path`; it has path;label; save it as CSV"),
+        (["path\tlabel"], [], "in UTF-8, separated by commas"),
         (["path", "age", "age"], [], "two columns are named 'age'"),
         (["path", "age", " age"], [], "two columns are named 'age'"),
         (["path", "age"], [["a/a0_0.png", "R\udce9union"]], r"line 2: 'R\xe9union' is not UTF-8; save the file"),

@@ -100,8 +100,10 @@ def test_a_file_is_read_as_train_reads_it(data: Path) -> None:
     assert groups["young"] == Proportion(1, 1)
     with pytest.raises(LabelsError, match=r"line 5: female/a1\.jpg is listed a second time; first in line 2"):
         evaluated(data, "path,age\n" + lines + "female/a1.jpg,young\n")
-    with pytest.raises(LabelsError, match="separated by semicolons"):
+    with pytest.raises(LabelsError, match="separated by commas"):
         evaluated(data, "path;age\nfemale/a1.jpg;old\n")
+    with pytest.raises(LabelsError, match="is a quote left open"):
+        evaluated(data, 'path,age\n"female/a1.jpg,old\nmale/c1.jpg,old\n')
     with pytest.raises(LabelsError, match="none of its paths is a picture in"):
         evaluated(data, "path,age\nelsewhere/a1.jpg,old\n")
 

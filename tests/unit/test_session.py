@@ -72,16 +72,22 @@ def test_a_model_that_is_named_is_the_one_taken() -> None:
     assert Model(None).path == default_model("cpu")
 
 
+def with_bias(path: Path, bias: list[float]) -> Path:
+    """A copy of the program's float32 model at `path`, with another bias of the head."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(DEFAULT_FOLDER / FP32)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("classifier.1.bias"))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(bias, np.float32), tensor.name))
+    onnx.save(model, path)
+    return path
+
+
 @pytest.mark.skipif(not _has_vnni(CPU_INFO), reason="int8 is chosen on processors with VNNI")
 def test_parent_and_workers_take_the_int8_file_and_say_so(tmp_path: Path) -> None:
     """A copy of the package, in which the int8 file is another model: one that is always sure."""
-    onnx = pytest.importorskip("onnx")
     shutil.copytree(REPOSITORY / "gender_batch", tmp_path / "gender_batch")
     default = tmp_path / "gender_batch" / "model" / "default"
-    model = onnx.load(default / FP32)
-    bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("classifier.1.bias"))
-    bias.CopyFrom(onnx.numpy_helper.from_array(np.array([99, 0], np.float32), bias.name))
-    onnx.save(model, default / INT8)
+    with_bias(default / INT8, [99, 0])
     Image.new("RGB", (200, 200), "grey").save(tmp_path / "grey.png")
 
     def p_female(*options: str) -> tuple[float, str]:
@@ -148,6 +154,12 @@ def test_a_graph_for_batches_of_one_size_is_refused(tmp_path: Path) -> None:
     onnx.save(model, path)
     with pytest.raises(ModelError, match=r"uint8\) \(1, 200"):
         Model(path)
+
+
+@pytest.mark.parametrize("bias", [float("nan"), float("inf")])
+def test_a_model_whose_answers_are_no_numbers_is_refused(tmp_path: Path, bias: float) -> None:
+    with pytest.raises(ModelError, match=r"mine\.onnx: it answers a black picture with nan.*gender-batch export"):
+        Model(with_bias(tmp_path / "mine.onnx", [bias, 0]))
 
 
 def test_the_digest_is_that_of_the_file_that_was_opened(tmp_path: Path) -> None:
