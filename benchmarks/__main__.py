@@ -22,15 +22,17 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import click
 
 from benchmarks import ceiling
 from benchmarks.peers import PEERS
-from benchmarks.photos import Kind, kinds, make_set, unpacked_faces
+from benchmarks.photos import Kind, kinds, make_set, portrait_kinds, unpacked_faces
 from benchmarks.timing import FEW, ROOT, classify, rate
 from gender_batch import __version__
+from gender_batch.faces.fetch import NAME, VARIABLE, find_detector
 from gender_batch.model.session import DEFAULT_FOLDER, DEFAULT_NAME, default_model
 from gender_batch.outputs.record import versions
 from gender_batch.scoring.cores import usable_cores
@@ -50,6 +52,7 @@ class Plan:
     rounds: int
     distinct: int
     peers: tuple[str, ...]
+    portraits: tuple[Kind, ...] = ()
     peer_share: float = 0.25
     python: Path = Path(sys.executable)
 
@@ -71,20 +74,25 @@ def main(
     if make_peers:
         _make_peers()
     python = PEER_ENVIRONMENT / "bin" / "python"
+
+    def wanted(found: tuple[Kind, ...]) -> tuple[Kind, ...]:
+        some = (kind for kind in found if not only or any(text in kind.name for text in only))
+        return tuple(replace(kind, files=max(2 * FEW, int(scale * kind.files))) for kind in some)
+
     plan = Plan(
-        tuple(
-            replace(kind, files=max(2 * FEW, int(scale * kind.files)))
-            for kind in kinds()
-            if not only or any(text in kind.name for text in only)
-        ),
+        wanted(kinds()),
         rounds,
         distinct=24,
         peers=tuple(PEERS) if peers else (),
+        portraits=wanted(portrait_kinds()),
         python=python if python.exists() else Path(sys.executable),
     )
     if quick:
         tiny = [replace(kind, files=2 * FEW) for kind in plan.kinds if kind.name in ("JPEG 400 progressive", "PNG 400")]
-        plan = replace(plan, kinds=tuple(tiny), rounds=1, distinct=2, peers=plan.peers[:1], peer_share=1)
+        portraits = tuple(replace(kind, files=2 * FEW) for kind in plan.portraits[:1])
+        plan = replace(
+            plan, kinds=tuple(tiny), rounds=1, distinct=2, peers=plan.peers[:1], portraits=portraits, peer_share=1
+        )
     report = "\n".join(_report(plan))
     click.echo(report)
     if out:
@@ -148,6 +156,7 @@ def _report(plan: Plan) -> list[str]:
                 ]
                 beside.append(f"| {kind.name} | {ours:,.0f} | {' | '.join(cells)} |")
                 click.echo(beside[-1], err=True)
+        found_faces = _report_portraits(plan, folder, faces)
     lines += [
         "",
         f"From the start of the command to its first row: {statistics.median(starts):.2f} s. "
@@ -161,10 +170,56 @@ def _report(plan: Plan) -> list[str]:
             "In brackets how many times faster `classify` is; then on how many pictures",
         ]
         lines += ["both give the same label.", "", *beside]
+    lines += found_faces
     if faces is None:
         lines += ["", "Without real photos at hand: of noise with a natural spectrum."]
     lines += [f"\n{name}: absent here, it needs {', '.join(missing)}." for name, missing in absent.items()]
     return lines
+
+
+def _report_portraits(plan: Plan, folder: Path, faces: Path | None) -> list[str]:
+    """What it takes to find faces. Real ones are needed for it, and the detector."""
+    if not plan.portraits:
+        return []
+    lines = ["", "## With faces found", ""]
+    ours = SHARED / "models" / NAME
+    detector = ours if ours.is_file() else find_detector()
+    if faces is None or detector is None:
+        return [*lines, f"Absent here: it needs {'real faces' if faces is None else 'the face detector'}."]
+    os.environ[VARIABLE] = str(detector)  # for all processes that are started
+    lines += [
+        "`bare loop`: one process a core that decodes, finds, cuts out and infers, and does nothing else.",
+        "",
+        "| photos | bare loop | classify | of the loop | range | without faces looked for | times as fast |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    model = default_model("cpu")
+    for kind in plan.portraits:
+        place = folder / kind.name.replace(" ", "-")
+        make_set(kind, place, faces, plan.distinct, sorted({FEW, kind.files}))
+        paths = sorted(str(path) for path in (place / str(kind.files)).iterdir())
+        found: dict[str, list[float]] = defaultdict(list)
+        for _ in range(plan.rounds):
+            before = ceiling.on_all_cores("find", model, paths)
+            for way in ("always", "never"):
+                command = partial(_scoring, place, way)
+                found[way].append(rate(command, kind.files, found["memory"])[0])
+            found["loop"].append((before + ceiling.on_all_cores("find", model, paths)) / 2)
+            found["of"].append(found["always"][-1] / found["loop"][-1])
+            found["times"].append(found["never"][-1] / found["always"][-1])
+        loop, always, of, never, times = (
+            statistics.median(found[key]) for key in ("loop", "always", "of", "never", "times")
+        )
+        lines.append(
+            f"| {kind.name} | {loop:,.0f} | {always:,.0f} | **{of:.2f}** "
+            f"| {min(found['of']):.2f}..{max(found['of']):.2f} | {never:,.0f} | {times:.1f} |"
+        )
+        click.echo(lines[-1], err=True)
+    return lines
+
+
+def _scoring(place: Path, faces: str, count: int) -> list[str | Path]:
+    return classify(place / str(count), place / "rows.csv", "cpu", faces)
 
 
 def _measure(plan: Plan, kind: Kind, place: Path, some: int, peers: list[str]) -> dict[str, list[float]]:

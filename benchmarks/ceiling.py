@@ -1,4 +1,5 @@
-"""What the machine could do at best: its cores decode alone, infer alone, and do both in turn and nothing else."""
+"""What the machine could do at best: its cores decode alone, infer alone, and do both in turn and nothing else, faces
+found or not."""
 
 from __future__ import annotations
 
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from gender_batch.faces.fetch import find_detector
+from gender_batch.faces.look import FaceSearch, Looker
 from gender_batch.model.metadata import Metadata
 from gender_batch.model.session import Model
 from gender_batch.pictures.preprocessing import Pixels
+from gender_batch.pictures.read import read_bytes
 from gender_batch.scoring.allocator import keep_memory
 from gender_batch.scoring.cores import usable_cores
 from gender_batch.scoring.pool import CHUNK
@@ -49,6 +53,25 @@ def _both(model: Path, paths: Sequence[str], pipe: Connection) -> None:
     _measure(once, paths, pipe)
 
 
+def _find(model: Path, paths: Sequence[str], pipe: Connection) -> None:
+    """Faces found and inferred, as `_both`."""
+    detector = find_detector()
+    if detector is None:
+        raise LookupError("no face detector")
+    opened = Model(model, "cpu", threads=1)
+    spec = opened.metadata.preprocessing
+    looker = Looker(FaceSearch(detector), spec)
+    pixels: list[Pixels] = []
+
+    def once(path: str) -> None:
+        pixels.extend(spec.apply(square) for square in looker.look(read_bytes(path)).squares)
+        while len(pixels) >= TOGETHER:
+            opened.probabilities(np.stack(pixels[:TOGETHER]))
+            del pixels[:TOGETHER]
+
+    _measure(once, paths, pipe)
+
+
 def _infer(model: Path, paths: Sequence[str], pipe: Connection) -> None:
     opened = Model(model, "cpu", threads=1)
     spec = opened.metadata.preprocessing
@@ -77,16 +100,17 @@ def _metadata(model: Path) -> Metadata:
     return Model(model, "cpu", threads=1).metadata
 
 
+_WORK = {"decode": _decode, "infer": _infer, "both": _both, "find": _find}
+
+
 def on_all_cores(work: str, model: Path, paths: Sequence[str]) -> float:
-    """Pictures per second of one process per core; `work` is "decode", "infer" or "both"."""
+    """Pictures per second of one process per core; `work` is "decode", "infer", "both" or "find"."""
     context = multiprocessing.get_context("spawn")
     count = usable_cores()
     running = []
     for number in range(count):
         ours, theirs = context.Pipe()
-        process = context.Process(
-            target={"decode": _decode, "infer": _infer, "both": _both}[work], args=(model, paths[number::count], theirs)
-        )
+        process = context.Process(target=_WORK[work], args=(model, paths[number::count], theirs))
         process.start()
         running.append((ours, process))
     for pipe, _ in running:

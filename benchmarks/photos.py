@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 TILE = 224
 """Pixels of a side of the photos of which mosaics are laid."""
@@ -21,7 +21,7 @@ TILE = 224
 @dataclass(frozen=True)
 class Kind:
     """One set: pictures of width x height pixels in one of Pillow's formats. `files` are measured in a whole run,
-    `few` tells whether peers are measured on it, too."""
+    `peers` tells whether peers are measured on it, too, `portraits` that each shows one face, which is to be found."""
 
     name: str
     size: tuple[int, int]
@@ -29,6 +29,7 @@ class Kind:
     format: str = "JPEG"
     options: dict[str, Any] = field(default_factory=dict)
     peers: bool = False
+    portraits: bool = False
 
     @property
     def suffix(self) -> str:
@@ -53,6 +54,15 @@ def kinds() -> tuple[Kind, ...]:
     return tuple(found)
 
 
+def portrait_kinds() -> tuple[Kind, ...]:
+    """Photos of one person each."""
+    options: dict[str, dict[str, Any]] = {"baseline": {}, "progressive": {"progressive": True}}
+    return tuple(
+        Kind(f"JPEG 1080 {coding}, portraits", (1080, 1080), 1000, "JPEG", {"quality": 82, **coded}, portraits=True)
+        for coding, coded in options.items()
+    )
+
+
 def photos(size: tuple[int, int], faces: Path | None, seed: int) -> Image.Image:
     """A mosaic of photos that are looked at in their own resolution, or, without any, noise whose power falls with the
     square of its frequency, as that of natural images does (Field 1987)."""
@@ -66,6 +76,18 @@ def photos(size: tuple[int, int], faces: Path | None, seed: int) -> Image.Image:
         for left in range(0, width, TILE):
             with Image.open(chosen.choice(tiles)) as tile:
                 picture.paste(tile, (left, top))
+    return picture
+
+
+def portrait(size: tuple[int, int], faces: Path, seed: int) -> Image.Image:
+    """One of the faces at 25 to 65% of the shorter side, somewhere before a blurred mosaic of others."""
+    chosen = random.Random(seed)
+    shorter = min(size)
+    picture = photos(size, faces, seed).filter(ImageFilter.GaussianBlur(shorter / 12))
+    side = round(shorter * chosen.uniform(0.25, 0.65))
+    place = (chosen.randint(0, size[0] - side), chosen.randint(0, size[1] - side))
+    with Image.open(chosen.choice(sorted(faces.rglob("*.jpg")))) as face:
+        picture.paste(face.resize((side, side), Image.Resampling.LANCZOS), place)
     return picture
 
 
@@ -102,7 +124,8 @@ def make_set(kind: Kind, folder: Path, faces: Path | None, distinct: int, counts
     paths = []
     for number in range(distinct):
         file = io.BytesIO()
-        photos(kind.size, faces, number).save(file, kind.format, **kind.options)
+        made = portrait(kind.size, faces, number) if kind.portraits and faces else photos(kind.size, faces, number)
+        made.save(file, kind.format, **kind.options)
         paths.append(originals / f"{number:03d}{kind.suffix}")
         paths[-1].write_bytes(file.getvalue())
     for count in counts:

@@ -15,9 +15,9 @@ FEW = 16
 """Pictures of a short run."""
 
 
-def classify(folder: Path, out: Path | str, device: str) -> list[str | Path]:
-    """The command that scores a folder of face crops."""
-    options = ("--device", device, "--faces", "never")
+def classify(folder: Path, out: Path | str, device: str, faces: str = "never") -> list[str | Path]:
+    """The command that scores a folder, of face crops or, with `faces` "always", of photos to find them in."""
+    options = ("--device", device, "--faces", faces)
     return [sys.executable, "-m", "gender_batch", "classify", folder, "--out", out, *options]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,22 +15,36 @@ from installed import REPOSITORY
 from PIL import Image
 
 from benchmarks import photos
-from benchmarks.photos import kinds, make_set
+from benchmarks.photos import kinds, make_set, portrait
+from gender_batch.faces.look import FaceSearch, Looker
 from gender_batch.model.session import DEFAULT_FOLDER
+from gender_batch.pictures.preprocessing import Preprocessing
 
 
-def test_a_quick_run_prints_the_table_with_all_of_its_columns() -> None:
+def test_a_quick_run_prints_the_tables_with_all_of_their_columns(detector: Path) -> None:
+    wanted = ("JPEG 400 progressive", "baseline, portraits")
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--quick", "--only", "JPEG 400 progressive", "--no-peers"],
+        [sys.executable, "-m", "benchmarks", "--quick", "--no-peers", *(f"--only={name}" for name in wanted)],
+        env={**os.environ, "GENDER_BATCH_DETECTOR": str(detector)},
         cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (row,) = (line for line in done.stdout.splitlines() if line.startswith("| JPEG"))
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    rows = [line.strip("|").split("|") for line in done.stdout.splitlines() if line.startswith("| JPEG")]
+    cells, portraits = ([cell.strip() for cell in row] for row in rows)
     assert cells[0] == "JPEG 400 progressive"
     assert all(re.fullmatch(r"[\d,]+", cell) for cell in cells[1:6])
+    assert portraits[0] == "JPEG 1080 baseline, portraits"
+    assert all(re.fullmatch(r"[\d,]+", portraits[column]) for column in (1, 2, 5))
     assert re.search(r"first row: \d+\.\d\d s", done.stdout)
     assert re.search(r"together: \d+ MB", done.stdout)
+
+
+def test_a_portrait_shows_a_face(test_faces: Path, detector: Path) -> None:
+    looker = Looker(FaceSearch(detector), Preprocessing(size=200, resize=200))
+    for seed in range(5):
+        file = io.BytesIO()
+        portrait((1080, 1080), test_faces, seed).save(file, "JPEG")
+        assert looker.look(file.getvalue()).count == 1
 
 
 @pytest.mark.parametrize("kind", [kind for kind in kinds() if max(kind.size) <= 1080], ids=lambda kind: kind.name)
