@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -508,9 +509,9 @@ def test_the_digest_tells_contents_names_and_list(people: Path) -> None:
 # --- wrong data ---
 
 
-@pytest.mark.parametrize("pattern", ["(", "person", r"/nobody(\d)", r"(x)|/"])
+@pytest.mark.parametrize("pattern", ["(", "person", r"/nobody(\d)", r"(x)|/", r"/(x?)"])
 def test_a_group_by_that_does_not_work_is_told(people: Path, pattern: str) -> None:
-    with pytest.raises(DatasetError, match="--group-by"):
+    with pytest.raises(DatasetError, match=re.escape(f"--group-by {pattern!r}")):
         load_dataset(people, group_by=pattern)
 
 
@@ -549,6 +550,18 @@ def test_a_class_called_uncertain_is_refused(people: Path, listed: bool) -> None
         load_dataset(people, labels_file=file)
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_classes_that_differ_in_case_alone_are_refused(people: Path, listed: bool) -> None:
+    file = None
+    if listed:
+        rows = [(name, ("a", "A", "b")[number % 3]) for number, name in enumerate(pictures(people))]
+        file = write_labels(people / "labels.csv", ("path", "label"), rows)
+    else:
+        (people / "b").rename(people / "A")
+    with pytest.raises(DatasetError, match=r"classes A, a.* differ in case alone"):
+        load_dataset(people, labels_file=file)
+
+
 def test_a_class_only_in_the_test_is_refused(people: Path) -> None:
     give_splits(people)
     (people / "test" / "c").mkdir(parents=True)
@@ -584,6 +597,25 @@ def test_folders_that_are_hidden_or_nobodys_are_neither_classes_nor_splits(peopl
             (people / place / name).mkdir()
     (people / "runs").mkdir()  # where the program itself puts its runs
     assert load_dataset(people).labels == ("a", "b")
+
+
+def test_a_training_started_among_the_classes_may_put_its_runs_there(people: Path) -> None:
+    (people / "runs" / "20260101-000000").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(people / "runs" / "20260101-000000" / "curves.png")
+    assert load_dataset(people).labels == ("a", "b")
+
+
+def test_what_systems_leave_beside_pictures_is_none_of_them(people: Path) -> None:
+    expected = names(load_dataset(people, group_by=PERSON).all)
+    for folder in (people, people / "a", people / "b"):
+        for name in (".DS_Store", "._b1_1.png", "Thumbs.db", "desktop.ini"):
+            (folder / name).write_text("no picture")
+        for name in (".thumbnails", "__MACOSX", "@eaDir"):
+            (folder / name).mkdir()
+            Image.new("RGB", (8, 8), (ord(name[1]), 0, len(folder.name))).save(folder / name / "small.png")
+    data = load_dataset(people, group_by=PERSON)
+    assert names(data.all) == expected
+    assert not data.unreadable
 
 
 def test_pictures_behind_links_to_folders_are_learnt_and_none_by_two_names(people: Path, tmp_path: Path) -> None:
