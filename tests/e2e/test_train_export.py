@@ -241,6 +241,22 @@ def test_a_full_disk_is_told_with_the_file(run: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_picture_that_goes_while_the_export_proves_is_told(
+    run: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gender_batch_export import export
+
+    data = shutil.copytree(labelled, tmp_path / "data")
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model.*", "served.csv"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "pictures_in": str(data)}))
+    monkeypatch.setattr(export, "write_graph", lambda *_: shutil.rmtree(data))
+    result = in_this_process("export", copy)
+    assert result.returncode == 1
+    assert result.stderr.decode().startswith(f"gender-batch: {copy}: a held-out picture changed while it was used (")
+    assert not list(copy.glob("model.*"))
+
+
 def test_the_gate_notices_another_checkpoint(run: Path, model: Path, faces: list[Path]) -> None:
     from gender_batch_export.parity import compare
 
