@@ -236,9 +236,11 @@ def train(
         click.echo(f"mean accuracy {validated.mean:.2%} [{low:.2%}, {high:.2%}] of {of}")
         click.echo(f"reports and checkpoints in {folder}/fold-*; without --folds all the people train one model")
         return
-    click.echo(f"validation accuracy {result.val.accuracy}")
-    if result.test:
-        click.echo(f"test accuracy       {result.test.accuracy}")
+    for name, metrics in (("validation", result.val), ("test", result.test)):
+        if metrics:
+            low, high = metrics.accuracy.interval
+            accuracy = f"{metrics.accuracy.value:.2%} [{low:.2%}, {high:.2%}] of {metrics.pictures}"
+            click.echo(f"{name + ' accuracy':<19} {accuracy}")
     if not result.threshold.reached:
         click.echo(f"--target-precision {target_precision} is not reached at any threshold", err=True)
     click.echo(f"uncertain below {result.threshold.value}: {(result.test or result.val).coverage} answered, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from gender_batch.training.judge import HeldOut, judge, squares_of, true_classes
 from gender_batch.training.network import Checkpoint, Network, load_initial_weights
 from gender_batch.training.order import IMAGE_SIZES, Order
 from gender_batch.training.recipe import Machine
-from gender_batch.training.samples import find_samples
+from gender_batch.training.samples import RUNS, find_samples
 from gender_batch.training.state import State, Watcher
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -50,7 +51,8 @@ CROPS = "faces"
 """The folder of the faces that were cut out, in the run's or, for all folds, in that of the cross-validation."""
 
 PICTURES = "pictures_in"
-"""Under this name the config says where the pictures are that were trained on: the data, or their faces."""
+"""Under this name the config says where the pictures are that were trained on, the data, or their faces: as seen from
+the run."""
 
 FOLDS = "folds.json"
 
@@ -114,7 +116,7 @@ def train(
     With `resume` an interrupted run of the same order goes on after its last finished epoch.
     Raises RunError, LockedError, DatasetError, WeightsError, FloatingPointError, OSError.
     """
-    with _alone(folder):
+    with _alone(folder, order.data):
         _prepare(folder, order, resume)
         result = _train_on(_load(order, folder, watcher, reading), order, folder, machine, watcher)
         (folder / STATE).unlink(missing_ok=True)
@@ -154,7 +156,7 @@ def cross_validate(
 
     With `resume` an interrupted validation goes on: folds keep their states until all are done. Raises as `train`.
     """
-    with _alone(folder):
+    with _alone(folder, order.data):
         if resume and not folder.exists():
             raise RunError(f"{folder}: no run to resume; leave --resume out")
         if order.detector:
@@ -233,8 +235,9 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
             f"{folder}: was begun with other data or splits, and might be tested on what it has learnt; "
             "start again, with another --out"
         )
+    people = f", of {len({sample.group for sample in data.all})} people in all" if _grouped_by(order, data) else ""
     watcher.note(
-        f"{len(data.train)} pictures to train on, {len(data.val)} to validate, {len(data.test)} to test; "
+        f"{len(data.train)} pictures to train on, {len(data.val)} to validate, {len(data.test)} to test{people}; "
         f"classes {', '.join(data.labels)}; on {machine.device.type} in {str(machine.precision)[6:]}"
     )
     counts = Counter(data.labels[sample.label] for sample in data.train)
@@ -302,8 +305,12 @@ def _learnt_from(data: Dataset) -> str:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """No other training writes into the folder meanwhile. Raises LockedError."""
+def _alone(folder: Path, data: Path) -> Iterator[None]:
+    """No other training writes into the folder meanwhile, nor is it among the pictures, where the next training would
+    take it for a class. Raises RunError, LockedError."""
+    folder, data = folder.resolve(), data.resolve()
+    if folder.is_relative_to(data) and not folder.is_relative_to(data / RUNS):
+        raise RunError(f"{folder}: lies in the data; name a folder outside of {data}, or in its {RUNS}/, with --out")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         yield
@@ -331,7 +338,9 @@ def _prepare(folder: Path, order: Order, resume: bool, crops: Path | None = None
         if changed:
             raise RunError(f"{folder}: was begun with another {', '.join(changed)}; --resume needs the same")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # report and gallery show people
-    place = crops or (folder / CROPS if order.detector else order.data)
-    content = json.dumps({**order.to_dict(), PICTURES: str(place.resolve())}, indent=2) + "\n"
+    faces = crops or (folder / CROPS if order.detector else None)
+    # Faces move with the run, or with the cross-validation.
+    place = os.path.relpath(faces.resolve(), folder.resolve()) if faces else str(order.data.resolve())
+    content = json.dumps({**order.to_dict(), PICTURES: place}, indent=2) + "\n"
     with published(config) as file:  # half of it, on a full disk, could not be resumed
         file.write(content.encode())

@@ -160,6 +160,41 @@ def test_a_column_that_repeats_the_classes_is_no_use_and_told_before_the_picture
         run.train(useless, tmp_path / "run", CPU, Told(), reading=lambda _: pytest.fail("a picture was read"))
 
 
+def test_a_run_among_the_pictures_would_be_the_next_ones_class_and_is_refused(begun: Order) -> None:
+    for folder in (begun.data, begun.data / "mine", begun.data / "dark" / "runs"):
+        with pytest.raises(run.RunError, match="lies in the data; name a folder outside"):
+            run.train(begun, folder, CPU, Told())
+        with pytest.raises(run.RunError, match="lies in the data; name a folder outside"):
+            run.cross_validate(begun, 2, folder, CPU, Told())
+    assert {path.name for path in begun.data.iterdir()} == {"dark", "light"}
+
+
+def test_a_training_may_be_started_in_the_data_or_in_its_own_folder(
+    begun: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted = replace(begun, recipe=replace(begun.recipe, adapt_epochs=1, fine_epochs=0))
+    monkeypatch.chdir(begun.data)
+    for name in ("first", "second"):
+        assert run.train(replace(adapted, data=Path()), Path("runs") / name, CPU, Told()).test
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert run.train(adapted, Path(), CPU, Told()).test
+    assert (tmp_path / "mine" / run.CHECKPOINT).exists()
+
+
+def test_it_is_told_of_how_many_people_the_pictures_are_where_somebody_said_who_is_on_them(
+    begun: Order, tmp_path: Path
+) -> None:
+    told = []
+    for number, group_by in enumerate((None, r"(\w+/\d?)\d\.")):
+        watcher = Told()
+        wanted = replace(begun, group_by=group_by, recipe=replace(begun.recipe, adapt_epochs=1, fine_epochs=0))
+        run.train(wanted, tmp_path / f"run{number}", CPU, watcher)
+        told += [note for note in watcher.notes if "to train on" in note]
+    assert "to test; classes dark, light" in told[0]
+    assert "to test, of 6 people in all; classes dark, light" in told[1]
+
+
 def test_two_trainings_do_not_write_into_one_folder(begun: Order, tmp_path: Path) -> None:
     class Second(Told):
         def epoch(self, *_: object) -> None:
