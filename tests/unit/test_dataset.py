@@ -448,7 +448,7 @@ COLUMNS = ["path", "label", "split", "group"]
         (COLUMNS, [*GOOD, ["a/a0_1.png", "a", "val", ""]], "line 4: a/a0_1.png has no group"),
         (COLUMNS, [*GOOD, ["./a//a0_0.png", "a", "val", "x"]], "listed a second time; first in line 2"),
         (COLUMNS, [*GOOD, ["data/a/a0_0.png", "a", "val", "x"]], "line 4: a/a0_0.png is listed a second time"),
-        (COLUMNS, [*GOOD, ["a/gone.png", "a", "val", "x"]], "line 4: no file a/gone.png in "),
+        (COLUMNS, [*GOOD, ["a/gone.png", "a", "val", "x"]], "line 4: no file 'a/gone.png' in "),
         (COLUMNS, [*GOOD, ["../a.png", "a", "val", "x"]], "line 4: path '../a.png'; it must be relative"),
         (COLUMNS, [*GOOD, ["/a.png", "a", "val", "x"]], "line 4: path '/a.png'; it must be relative"),
         (COLUMNS, [*GOOD, ["", "a", "val", "x"]], "line 4: path ''; it must be relative"),
@@ -477,6 +477,15 @@ def test_space_around_names_and_values_does_not_count(people: Path) -> None:
     data = load_dataset(people, labels_file=file)
     assert names((*data.train, *data.val)) == {name for name in pictures(people) if "_2" in name}
     assert {sample.attributes["age"] for sample in data.all} == {str(number) for number in range(180)}
+
+
+def test_empty_lines_and_columns_of_a_spreadsheet_say_nothing(people: Path) -> None:
+    rows = [(name, str(number), "", "") for number, name in enumerate(pictures(people))]
+    file = write_labels(people / "labels.csv", ("path", "age", "", ""), [*rows[:9], ("", "", "", ""), *rows[9:]])
+    with file.open("a") as lines:
+        lines.write(",,,\r\n,\r\n")
+    data = load_dataset(people, labels_file=file)
+    assert {sample.name: sample.attributes for sample in data.all} == {row[0]: {"age": row[1]} for row in rows}
 
 
 def test_a_list_that_is_not_there_is_told(people: Path) -> None:
