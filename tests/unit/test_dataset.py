@@ -19,6 +19,9 @@ from PIL import Image
 
 pytest.importorskip("torch")
 
+from gender_batch.faces.look import FaceSearch, Looker
+from gender_batch.pictures.preprocessing import Preprocessing
+from gender_batch.training.crops import Crops
 from gender_batch.training.dataset import Dataset, DatasetError, Sample, folds, load_dataset
 from gender_batch.training.splits import cut_folds, hold_out
 
@@ -536,6 +539,12 @@ def test_a_class_with_few_pictures_is_named(people: Path, left: int) -> None:
         path.unlink()
     with pytest.raises(DatasetError, match=rf"class b has {left} .* at least 10"):
         load_dataset(people)
+
+
+def test_a_class_without_faces_is_told_why_it_has_no_pictures(people: Path, detector: Path, tmp_path: Path) -> None:
+    crops = Crops(tmp_path / "faces", Looker(FaceSearch(detector), Preprocessing(size=64, resize=64)))
+    with pytest.raises(DatasetError, match=r"class a has 0 .* without a face count only with --faces never"):
+        load_dataset(people, crops=crops)
 
 
 def test_the_fewest_pictures_allowed_can_be_split(people: Path) -> None:
