@@ -330,6 +330,8 @@ def _prepare(folder: Path, order: Order, resume: bool, crops: Path | None = None
         raise RunError(f"{folder}: holds an unfinished run; add --resume, or name another folder with --out")
     if (folder / CHECKPOINT).exists() and not unfinished:
         raise RunError(f"{folder}: holds a finished run; name another folder with --out")
+    if not resume and config.exists() and PICTURES not in config.read_text(errors="replace"):
+        raise RunError(f"{config}: is no training's, and would be overwritten; name another folder with --out")
     if resume:
         if not config.exists():
             raise RunError(f"{folder}: no run to resume; leave --resume out")

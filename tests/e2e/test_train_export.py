@@ -197,6 +197,14 @@ def test_evaluate_goes_the_way_of_classify(model: Path, labelled: Path, tmp_path
     assert {"confusion.png", "reliability.png", "gallery.png"} <= {p.name for p in (tmp_path / "report").iterdir()}
 
 
+def test_evaluate_leaves_the_figures_of_a_training(run: Path, model: Path, labelled: Path) -> None:
+    before = (run / "metrics.json").read_bytes()
+    result = in_this_process("evaluate", labelled, "--model", model, "--out", run)
+    assert result.returncode == 2
+    assert b"name another folder with --out" in result.stderr
+    assert (run / "metrics.json").read_bytes() == before
+
+
 def test_an_export_that_fails_its_gate_leaves_no_file(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "damaged"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("model.*", "served.csv"))

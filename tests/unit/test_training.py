@@ -182,6 +182,13 @@ def test_a_training_may_be_started_in_the_data_or_in_its_own_folder(
     assert (tmp_path / "mine" / run.CHECKPOINT).exists()
 
 
+def test_a_config_of_something_else_is_not_overwritten(begun: Order, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"mine": 1}')
+    with pytest.raises(run.RunError, match=r"config\.json: is no training's, and would be overwritten"):
+        run.train(begun, tmp_path, CPU, Told())
+    assert (tmp_path / "config.json").read_text() == '{"mine": 1}'
+
+
 def test_it_is_told_of_how_many_people_the_pictures_are_where_somebody_said_who_is_on_them(
     begun: Order, tmp_path: Path
 ) -> None:
