@@ -264,11 +264,11 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
             origin.head,
             learnt_from,
         )
+        # From here on the weights stand.
+        findings = judge(network, held_out, data, recipe, machine, order.target_precision)
     except PictureError as error:
         raise DatasetError(f"{data.root}: a picture changed while it was used ({error}); start again") from None
 
-    # From here on the weights stand.
-    findings = judge(network, held_out, data, recipe, machine, order.target_precision)
     figures = findings.figures(data)
     training = {
         "program": f"gender-batch {__version__}",

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,8 @@ from gender_batch.evaluation.gallery import Answer
 from gender_batch.evaluation.metrics import Proportion, Threshold, measure
 from gender_batch.outputs.publish import LockedError
 from gender_batch.pictures.preprocessing import Preprocessing
-from gender_batch.training import run
+from gender_batch.pictures.read import PictureError
+from gender_batch.training import loading, run
 from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.dataset import Dataset, DatasetError, Sample
 from gender_batch.training.fit import Labelled, choose, fit, schedule
@@ -451,6 +453,30 @@ def test_an_interrupt_of_the_terminal_leaves_the_loading_to_who_asked_for_it(
     os.kill(int(worker.pid or 0), signal.SIGINT)
     assert sum(len(pictures) for pictures, _ in given) + len(first) == 40
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_goes_while_batches_are_asked_for_is_told(tmp_path: Path, workers: int) -> None:
+    paths = [str(tmp_path / f"{number}.png") for number in range(4)]
+    for path in paths[1:]:
+        Image.new("RGB", (8, 8)).save(path)
+    squares = Squares([], Preprocessing(size=8, resize=8), tmp_path)
+    squares.paths = paths
+    with pytest.raises(PictureError, match="the file is gone"):
+        list(batches(squares, 2, workers, torch.device("cpu")))
+
+
+def test_a_picture_that_goes_before_it_is_judged_is_told(
+    begun: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Removing(Told):
+        def note(self, message: str) -> None:
+            if message.startswith("kept"):
+                shutil.rmtree(begun.data / "dark")
+
+    monkeypatch.setattr(loading, "LARGEST_CACHE", 0)
+    with pytest.raises(DatasetError, match=r"a picture changed while it was used \(the file is gone"):
+        run.train(begun, tmp_path / "run", CPU, Removing())
 
 
 # Phases
