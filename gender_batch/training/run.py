@@ -159,8 +159,7 @@ def cross_validate(
     with _alone(folder, order.data):
         if resume and not folder.exists():
             raise RunError(f"{folder}: no run to resume; leave --resume out")
-        if order.detector:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         data = _load(order, folder, watcher, reading, pooled=True)
         results = []
         for number, fold in enumerate(folds(data, count, order.recipe.seed), 1):

@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import signal
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +131,7 @@ def test_folds_are_not_resumed_as_others(begun: Order, tmp_path: Path) -> None:
     with pytest.raises(run.RunError, match="begun with other data or splits"):
         run.cross_validate(begun, 2, folder, CPU, Told(), resume=True)
     assert len(run.cross_validate(begun, 3, folder, CPU, Told(), resume=True).results) == 3
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700  # names of pictures may be those of people
 
 
 def listed(data: Path) -> Path:
