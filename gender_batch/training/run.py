@@ -159,6 +159,8 @@ def cross_validate(
     with _alone(folder, order.data):
         if resume and not folder.exists():
             raise RunError(f"{folder}: no run to resume; leave --resume out")
+        for part in sorted(folder.glob("fold-*")):  # before the pictures are read, which takes its time
+            _check(part, order, resume and (part / STATE).exists())
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         data = _load(order, folder, watcher, reading, pooled=True)
         results = []
@@ -322,7 +324,8 @@ def _grouped_by(order: Order, data: Dataset) -> str | None:
     return order.group_by or (order.labels_file.name if order.labels_file else None)
 
 
-def _prepare(folder: Path, order: Order, resume: bool, crops: Path | None = None) -> None:
+def _check(folder: Path, order: Order, resume: bool) -> None:
+    """Raises RunError where the run must not go on, or begin, in the folder."""
     config = folder / CONFIG
     unfinished = (folder / STATE).exists()  # it goes last: a checkpoint beside it may lack its report
     if unfinished and not resume:
@@ -338,10 +341,14 @@ def _prepare(folder: Path, order: Order, resume: bool, crops: Path | None = None
         changed = [name for name, value in order.to_dict().items() if before.get(name) != value]
         if changed:
             raise RunError(f"{folder}: was begun with another {', '.join(changed)}; --resume needs the same")
+
+
+def _prepare(folder: Path, order: Order, resume: bool, crops: Path | None = None) -> None:
+    _check(folder, order, resume)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # report and gallery show people
     faces = crops or (folder / CROPS if order.detector else None)
     # Faces move with the run, or with the cross-validation.
     place = os.path.relpath(faces.resolve(), folder.resolve()) if faces else str(order.data.resolve())
     content = json.dumps({**order.to_dict(), PICTURES: place}, indent=2) + "\n"
-    with published(config) as file:  # half of it, on a full disk, could not be resumed
+    with published(folder / CONFIG) as file:  # half of it, on a full disk, could not be resumed
         file.write(content.encode())

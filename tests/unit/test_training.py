@@ -128,6 +128,9 @@ def test_folds_are_not_resumed_as_others(begun: Order, tmp_path: Path) -> None:
         run.cross_validate(begun, 3, folder, CPU, Told(), resume=True)
     with pytest.raises(KeyboardInterrupt):
         run.cross_validate(begun, 3, folder, CPU, Interrupting(3))
+    for resume, wanted, told in ((False, begun, "unfinished"), (True, replace(begun, balance="age"), "balance")):
+        with pytest.raises(run.RunError, match=told):
+            run.cross_validate(wanted, 3, folder, CPU, Told(), resume, lambda _: pytest.fail("a picture was read"))
     with pytest.raises(run.RunError, match="begun with other data or splits"):
         run.cross_validate(begun, 2, folder, CPU, Told(), resume=True)
     assert len(run.cross_validate(begun, 3, folder, CPU, Told(), resume=True).results) == 3
