@@ -243,7 +243,7 @@ def train(
             click.echo(f"{name + ' accuracy':<19} {accuracy}")
     if not result.threshold.reached:
         click.echo(f"--target-precision {target_precision} is not reached at any threshold", err=True)
-    click.echo(f"uncertain below {result.threshold.value}: {(result.test or result.val).coverage} answered, "
+    click.echo(f"uncertain below {result.threshold.value:g}: {(result.test or result.val).coverage} answered, "
                f"{(result.test or result.val).decided_right} of those right")  # fmt: skip
     click.echo(f"report and checkpoint in {result.folder}; next: gender-batch export {result.folder}")
 
