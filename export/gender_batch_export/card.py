@@ -70,8 +70,7 @@ def model_card(metadata: Metadata, variants: Sequence[Variant], pictures: HeldOu
         )
         or "none",
         "## Proof of export",
-        "Checkpoint in torch against each file as `classify` runs it; int8 and fp16 on validation pictures, of which "
-        f"int8 was calibrated on {len(pictures.calibration)} others.\n"
+        f"Checkpoint in torch against each file as `classify` runs it{_lower_proved(variants, pictures)}.\n"
         + "".join(f"\n- {variant.precision}: {variant.proof}." for variant in variants)
         + "".join(f"\n- SHA-256 of {_text(variant.file)}: `{variant.digest}`." for variant in variants if variant.file),
         "## Intended use and limits",
@@ -131,6 +130,12 @@ def _measured_on(pictures: HeldOut) -> str:
     shown = f" of {people:,} people" if people < total else ""
     held = f"{total:,} {split} pictures{shown}, {why}"
     return f"Each file was run over the same {held}; {JUDGED:,} at most, spread evenly.\n\n"
+
+
+def _lower_proved(variants: Sequence[Variant], pictures: HeldOut) -> str:
+    if len(variants) == 1:
+        return ""
+    return f"; int8 and fp16 on validation pictures, of which int8 was calibrated on {len(pictures.calibration)} others"
 
 
 def _figures_per_precision(variants: Sequence[Variant], threshold: float) -> str:

@@ -162,8 +162,8 @@ def _gate(checkpoint: Checkpoint, pictures: HeldOut) -> _Gate | str:
     if not pictures.calibration or len(pictures.gate) < LEAST_JUDGED:
         return (
             f"{len(pictures.gate)} readable validation pictures are left to judge it on, and of fewer than "
-            f"{LEAST_JUDGED} chance decides; train with at least {2 * LEAST_JUDGED} for validation, since up to half "
-            "of them calibrate; it is not written"
+            f"{LEAST_JUDGED} chance decides; train with at least {2 * LEAST_JUDGED} for validation (in val/, or by the "
+            "column `split` of --labels), since up to half of them calibrate; it is not written"
         )
     paths = [picture.path for picture in pictures.gate]
     spec = checkpoint.preprocessing

@@ -97,7 +97,7 @@ def _root(run: Path) -> Path:
     """The folder of the pictures that were trained on."""
     with _damage_told(run / CONFIG):
         config = json.loads((run / CONFIG).read_text())
-        return Path(config.get(PICTURES, config["data"]))
+        return Path(run, config.get(PICTURES, config["data"]))
 
 
 def _read(run: Path, root: Path, labels: Sequence[str]) -> dict[str, list[Picture]]:

@@ -57,6 +57,8 @@ def evaluate(
     from gender_batch.scoring.pool import PoolError
     from gender_batch.scoring.run import Faces, Options, Scorer
 
+    if out and (out / "checkpoint.safetensors").exists():
+        fail(f"{out}: holds a training, whose metrics.json must stay; name another folder with --out", Exit.USAGE)
     options = Options(model, device, workers, faces=Faces(faces, detector, whole=no_face == "whole"))
     try:
         with stopping_on_signals("Nothing was written."), Scorer(options) as scorer:

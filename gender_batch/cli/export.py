@@ -49,6 +49,7 @@ def export(run: Path | None, out: Path | None, precisions: tuple[str, ...]) -> N
             from gender_batch_export.precision import Precision
 
             from gender_batch.model.metadata import ModelError
+            from gender_batch.pictures.read import PictureError
             from gender_batch.training.network import WeightsError
 
         try:
@@ -56,6 +57,8 @@ def export(run: Path | None, out: Path | None, precisions: tuple[str, ...]) -> N
             result = export_run(folder, out, [Precision(name) for name in precisions])
         except (ExportError, HeldOutError, WeightsError, ModelError) as error:
             fail(str(error))
+        except PictureError as error:
+            fail(f"{folder}: a held-out picture changed while it was used ({error}); start again")
         except OSError as error:  # of a full disk it does not say which file
             fail(f"{error.filename or out or folder / MODEL}: {error.strerror or error}")
     for item in result.written:

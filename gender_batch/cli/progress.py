@@ -34,6 +34,7 @@ class TrainingProgress:
         self.task = self.bar.add_task("reading the pictures", total=None)
         self.told = time.monotonic()
         self.log: TextIO | None = None
+        self.unlogged: list[str] = []
 
     def __enter__(self) -> TrainingProgress:
         self.bar.start()
@@ -69,11 +70,14 @@ class TrainingProgress:
     def _line(self, message: str) -> None:
         self.told = time.monotonic()
         self.console.print(message, markup=False, soft_wrap=True)
+        self.unlogged.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
         if self.log is None and self.folder.is_dir():
             # A file name need not be text.
             self.log = (self.folder / "train.log").open("a", encoding="utf-8", errors="backslashreplace")
         if self.log:
-            print(time.strftime("%Y-%m-%d %H:%M:%S"), message, file=self.log, flush=True)
+            self.log.writelines(self.unlogged)
+            self.log.flush()
+            self.unlogged.clear()
 
 
 class ScoringProgress:

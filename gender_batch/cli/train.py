@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from gender_batch.cli.progress import TrainingProgress
+    from gender_batch.training.run import CrossValidation, Result
 
 
 @click.command()
@@ -179,50 +180,56 @@ def train(
     looking = faces == "auto" and pictures == "photo"
     found = _detector(detector, needed=cropping) if cropping or looking else None
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    with needing_extra("train"):
-        from gender_batch.training import run
-        from gender_batch.training.dataset import DatasetError
-        from gender_batch.training.network import WeightsError
-        from gender_batch.training.order import IMAGE_SIZES, Order, suited
-        from gender_batch.training.recipe import Machine, Recipe
-    from gender_batch.cli.progress import TrainingProgress
-    from gender_batch.outputs.publish import LockedError
-
-    machine = Machine(_device(device), workers=_loading_processes())
     again = f"--resume goes on after the last finished epoch: --out {folder} --resume"
-    with _disk_errors_told(data, folder, again), stopping_on_signals(again), TrainingProgress(folder) as progress:
+    with (
+        _disk_errors_told(data, folder, again),
+        stopping_on_signals(lambda: again if folder.exists() else "Nothing was written"),
+    ):
+        with needing_extra("train"):
+            from gender_batch.training import run
+            from gender_batch.training.dataset import DatasetError
+            from gender_batch.training.network import WeightsError
+            from gender_batch.training.order import IMAGE_SIZES, Order, suited
+            from gender_batch.training.recipe import Machine, Recipe
+        from gender_batch.cli.progress import TrainingProgress
+        from gender_batch.outputs.publish import LockedError
+
+        machine = Machine(_device(device), workers=_loading_processes())
         try:
-            if looking:
-                cropping = _show_faces(data, group_by, labels_file, found, progress)
-            sees = "face" if cropping else pictures
-            recipe = Recipe(
-                image_size=image_size or IMAGE_SIZES[sees],
-                adapt_epochs=adapt_epochs,
-                fine_epochs=fine_epochs,
-                batch_size=batch_size,
-                lr_adapt=lr_adapt,
-                lr_fine=lr_fine,
-                class_weights=class_weights,
-                seed=seed,
-            )
-            order = Order(
-                data=data,
-                recipe=suited(recipe, init, cropping, sees),
-                init=init,
-                group_by=group_by,
-                labels_file=labels_file,
-                allow_leaks=allow_leaks,
-                balance=balance,
-                auxiliary=auxiliary,
-                target_precision=target_precision,
-                pictures=sees,
-                detector=found if cropping else None,
-                attributions=attributions,
-            )
-            if folds:
-                validated = run.cross_validate(order, folds, folder, machine, progress, resume, progress.reading)
-            else:
-                result = run.train(order, folder, machine, progress, resume, progress.reading)
+            if not folds:
+                run.check_place(folder, resume)
+            with TrainingProgress(folder) as progress:
+                if looking:
+                    cropping = _show_faces(data, group_by, labels_file, found, progress)
+                sees = "face" if cropping else pictures
+                recipe = Recipe(
+                    image_size=image_size or IMAGE_SIZES[sees],
+                    adapt_epochs=adapt_epochs,
+                    fine_epochs=fine_epochs,
+                    batch_size=batch_size,
+                    lr_adapt=lr_adapt,
+                    lr_fine=lr_fine,
+                    class_weights=class_weights,
+                    seed=seed,
+                )
+                order = Order(
+                    data=data,
+                    recipe=suited(recipe, init, cropping, sees),
+                    init=init,
+                    group_by=group_by,
+                    labels_file=labels_file,
+                    allow_leaks=allow_leaks,
+                    balance=balance,
+                    auxiliary=auxiliary,
+                    target_precision=target_precision,
+                    pictures=sees,
+                    detector=found if cropping else None,
+                    attributions=attributions,
+                )
+                if folds:
+                    validated = run.cross_validate(order, folds, folder, machine, progress, resume, progress.reading)
+                else:
+                    result = run.train(order, folder, machine, progress, resume, progress.reading)
         except run.RunError as error:
             fail(str(error), Exit.USAGE)
         except LockedError as error:
@@ -230,18 +237,28 @@ def train(
         except (DatasetError, WeightsError, FloatingPointError) as error:
             fail(str(error))
     if folds:
-        low, high = validated.interval
-        click.echo(f"accuracies of the folds {', '.join(f'{accuracy:.2%}' for accuracy in validated.accuracies)}")
-        of = f"{len(validated.answers):,} pictures of {validated.people:,} people"
-        click.echo(f"mean accuracy {validated.mean:.2%} [{low:.2%}, {high:.2%}] of {of}")
-        click.echo(f"reports and checkpoints in {folder}/fold-*; without --folds all the people train one model")
-        return
-    click.echo(f"validation accuracy {result.val.accuracy}")
-    if result.test:
-        click.echo(f"test accuracy       {result.test.accuracy}")
+        _tell_folds(validated, folder)
+    else:
+        _tell(result, target_precision)
+
+
+def _tell_folds(validated: CrossValidation, folder: Path) -> None:
+    low, high = validated.interval
+    click.echo(f"accuracies of the folds {', '.join(f'{accuracy:.2%}' for accuracy in validated.accuracies)}")
+    of = f"{len(validated.answers):,} pictures of {validated.people:,} people"
+    click.echo(f"mean accuracy {validated.mean:.2%} [{low:.2%}, {high:.2%}] of {of}")
+    click.echo(f"reports and checkpoints in {folder}/fold-*; without --folds all the people train one model")
+
+
+def _tell(result: Result, target_precision: float) -> None:
+    for name, metrics in (("validation", result.val), ("test", result.test)):
+        if metrics:
+            low, high = metrics.accuracy.interval
+            accuracy = f"{metrics.accuracy.value:.2%} [{low:.2%}, {high:.2%}] of {metrics.pictures}"
+            click.echo(f"{name + ' accuracy':<19} {accuracy}")
     if not result.threshold.reached:
         click.echo(f"--target-precision {target_precision} is not reached at any threshold", err=True)
-    click.echo(f"uncertain below {result.threshold.value}: {(result.test or result.val).coverage} answered, "
+    click.echo(f"uncertain below {result.threshold.value:g}: {(result.test or result.val).coverage} answered, "
                f"{(result.test or result.val).decided_right} of those right")  # fmt: skip
     click.echo(f"report and checkpoint in {result.folder}; next: gender-batch export {result.folder}")
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from gender_batch.evaluation.groups import Group, by_group
 from gender_batch.evaluation.metrics import Metrics, measure
-from gender_batch.pictures.find import Walk
+from gender_batch.pictures.find import LITTER, Walk
 from gender_batch.pictures.listed import Listed, ListError, Row, read_list
 from gender_batch.prediction import UNCERTAIN, Prediction, Status
 from gender_batch.scoring.run import Scorer
@@ -55,7 +55,8 @@ class Evaluation:
 def evaluate(
     scorer: Scorer, data: Path, groups_file: Path | None, tell: Callable[[int, int], None] = lambda *_: None
 ) -> Evaluation:
-    """Evaluate on `data`: one folder per label of the model, or a `test/` with those in it; links are followed.
+    """Evaluate on `data`: one folder per label of the model, or a `test/` with those in it; links are followed,
+    hidden files and what systems leave beside pictures passed over.
 
     `groups_file` is a CSV with a column `path` (relative to `data` or to its parent) and any others. A column `group`
     names who is on a picture, `split` and `label` are passed over; each of the others gives a table, and so does each
@@ -63,7 +64,7 @@ def evaluate(
     """
     labels = scorer.metadata.labels
     root = _root(data, labels)
-    walk = Walk(follow_links=True)  # as in training
+    walk = Walk(follow_links=True, exclude=LITTER)  # as in training
     name_of = {path: str(Path(path).relative_to(data)) for path in walk.files(str(root / label) for label in labels)}
     try:
         listed = read_list(groups_file) if groups_file else None

@@ -19,6 +19,10 @@ SORTED = 20_000
 READ_AT_ONCE = 16 * 1024
 """Bytes of each sorted run: a folder of a million files has 50."""
 
+LITTER = (".*", "__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
+"""Globs of files and folders that are no pictures of labelled data: hidden ones, and what systems leave beside
+pictures."""
+
 _Entry = tuple[bytes, bool]
 """A name in a folder, and whether it is a folder to be entered."""
 

@@ -57,7 +57,7 @@ class Listed:
                 rows[name] = row
             elif complete:
                 raise ListError(
-                    f"{self.path}, line {row.line}: no file {path} in {root}; correct the path or take the line out"
+                    f"{self.path}, line {row.line}: no file '{path}' in {root}; correct the path or take the line out"
                 )
         if not rows:
             raise ListError(
@@ -87,6 +87,8 @@ def read_list(path: Path) -> Listed:
             _check_columns(path, columns)
             reader.fieldnames = columns
             for values in reader:
+                if not any(values.values()):
+                    continue  # a line that a spreadsheet has emptied
                 where = f"{path}, line {reader.line_num}"
                 if None in values:
                     raise ListError(f"{where}: more fields than columns; a field with a comma needs quotes")
@@ -114,7 +116,7 @@ def _check_columns(path: Path, columns: tuple[str, ...]) -> None:
             f"{path}: no column `path`; it has {', '.join(columns) or 'nothing'}; save it as CSV in UTF-8, separated "
             "by commas, with the names of the columns in its first line"
         )
-    twice = {name for name in columns if columns.count(name) > 1}
+    twice = {name for name in columns if name and columns.count(name) > 1}
     if twice:
         raise ListError(f"{path}: two columns are named {min(twice)!r}; rename one")
     _check_text(f"{path}, line 1", columns)

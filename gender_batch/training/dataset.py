@@ -99,7 +99,8 @@ def load_dataset(
     splits = {split: [s for s in found.splits[split] if s.name in fingerprints] for split in SPLITS}
     if pooled:
         splits = {"train": [sample for split in SPLITS for sample in splits[split]], "val": [], "test": []}
-    _check_classes(root, found.labels, splits)
+    hint = "; those without a face count only with --faces never" if crops else ""
+    _check_classes(root, found.labels, splits, hint)
 
     readable = [sample for split in SPLITS for sample in splits[split]]
     prints = [fingerprints[sample.name] for sample in readable]
@@ -251,19 +252,19 @@ def _check_columns(root: Path, found: Found, columns: Sequence[str]) -> None:
         check_known(root, samples, column)
 
 
-def _check_classes(root: Path, labels: tuple[str, ...], splits: dict[str, list[Sample]]) -> None:
+def _check_classes(root: Path, labels: tuple[str, ...], splits: dict[str, list[Sample]], hint: str) -> None:
     for split, samples in splits.items():
         counts = Counter(sample.label for sample in samples)
         for index, label in enumerate(labels):
             if split == "train" and counts[index] < FEWEST_PER_CLASS:
                 raise DatasetError(
                     f"{root}: class {label} has {counts[index]} readable picture(s) to train on; "
-                    f"at least {FEWEST_PER_CLASS} are needed"
+                    f"at least {FEWEST_PER_CLASS} are needed{hint}"
                 )
             if samples and not counts[index]:
                 raise DatasetError(
                     f"{root}: class {label} has no readable picture in {split}; add some, "
-                    f"or leave {split} out altogether"
+                    f"or leave {split} out altogether{hint}"
                 )
 
 

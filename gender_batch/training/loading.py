@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from gender_batch.pictures.preprocessing import Pixels, Preprocessing
+from gender_batch.pictures.read import PictureError
 
 LARGEST_CACHE = 0.5
 """Share of the free disk that the cache may take."""
@@ -62,19 +63,26 @@ class Squares(Dataset[Tensor]):
 
 
 class _Indexed(Dataset[tuple[Tensor, Tensor]]):
-    """Batches together with the indices they were asked for by."""
+    """Batches together with the indices they were asked for by; no pictures where one of them cannot be read, since a
+    PictureError does not come whole out of another process."""
 
     def __init__(self, squares: Squares) -> None:
         self.squares = squares
 
     def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return self.squares[indices], torch.tensor(indices)
+        try:
+            return self.squares[indices], torch.tensor(indices)
+        except PictureError:
+            return torch.empty(0), torch.tensor(indices)
 
 
 def batches(
     squares: Squares, batch_size: int, workers: int, device: torch.device, seed: tuple[int, ...] | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(pictures on the device, their indices), shuffled by `seed` and without the odd rest, or in order and whole."""
+    """(pictures on the device, their indices), shuffled by `seed` and without the odd rest, or in order and whole.
+
+    Raises PictureError.
+    """
     sampler: SequentialSampler | RandomSampler = SequentialSampler(squares)
     if seed is not None:
         state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
@@ -94,6 +102,8 @@ def batches(
         pin_memory=gpu,
     )
     for pictures, indices in loader:
+        if not len(pictures):
+            pictures = squares[indices.tolist()]  # once more, here, where an error tells what is wrong
         yield pictures.to(device, non_blocking=True), indices
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from gender_batch.training.judge import HeldOut, judge, squares_of, true_classes
 from gender_batch.training.network import Checkpoint, Network, load_initial_weights
 from gender_batch.training.order import IMAGE_SIZES, Order
 from gender_batch.training.recipe import Machine
-from gender_batch.training.samples import find_samples
+from gender_batch.training.samples import RUNS, find_samples
 from gender_batch.training.state import State, Watcher
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -50,7 +51,8 @@ CROPS = "faces"
 """The folder of the faces that were cut out, in the run's or, for all folds, in that of the cross-validation."""
 
 PICTURES = "pictures_in"
-"""Under this name the config says where the pictures are that were trained on: the data, or their faces."""
+"""Under this name the config says where the pictures are that were trained on, the data, or their faces: as seen from
+the run."""
 
 FOLDS = "folds.json"
 
@@ -114,7 +116,7 @@ def train(
     With `resume` an interrupted run of the same order goes on after its last finished epoch.
     Raises RunError, LockedError, DatasetError, WeightsError, FloatingPointError, OSError.
     """
-    with _alone(folder):
+    with _alone(folder, order.data):
         _prepare(folder, order, resume)
         result = _train_on(_load(order, folder, watcher, reading), order, folder, machine, watcher)
         (folder / STATE).unlink(missing_ok=True)
@@ -154,11 +156,12 @@ def cross_validate(
 
     With `resume` an interrupted validation goes on: folds keep their states until all are done. Raises as `train`.
     """
-    with _alone(folder):
+    with _alone(folder, order.data):
         if resume and not folder.exists():
             raise RunError(f"{folder}: no run to resume; leave --resume out")
-        if order.detector:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for part in sorted(folder.glob("fold-*")):  # before the pictures are read, which takes its time
+            _check(part, order, resume and (part / STATE).exists())
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         data = _load(order, folder, watcher, reading, pooled=True)
         results = []
         for number, fold in enumerate(folds(data, count, order.recipe.seed), 1):
@@ -233,8 +236,9 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
             f"{folder}: was begun with other data or splits, and might be tested on what it has learnt; "
             "start again, with another --out"
         )
+    people = f", of {len({sample.group for sample in data.all})} people in all" if _grouped_by(order, data) else ""
     watcher.note(
-        f"{len(data.train)} pictures to train on, {len(data.val)} to validate, {len(data.test)} to test; "
+        f"{len(data.train)} pictures to train on, {len(data.val)} to validate, {len(data.test)} to test{people}; "
         f"classes {', '.join(data.labels)}; on {machine.device.type} in {str(machine.precision)[6:]}"
     )
     counts = Counter(data.labels[sample.label] for sample in data.train)
@@ -261,11 +265,11 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
             origin.head,
             learnt_from,
         )
+        # From here on the weights stand.
+        findings = judge(network, held_out, data, recipe, machine, order.target_precision)
     except PictureError as error:
         raise DatasetError(f"{data.root}: a picture changed while it was used ({error}); start again") from None
 
-    # From here on the weights stand.
-    findings = judge(network, held_out, data, recipe, machine, order.target_precision)
     figures = findings.figures(data)
     training = {
         "program": f"gender-batch {__version__}",
@@ -302,8 +306,12 @@ def _learnt_from(data: Dataset) -> str:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """No other training writes into the folder meanwhile. Raises LockedError."""
+def _alone(folder: Path, data: Path) -> Iterator[None]:
+    """No other training writes into the folder meanwhile, nor is it among the pictures, where the next training would
+    take it for a class. Raises RunError, LockedError."""
+    folder, data = folder.resolve(), data.resolve()
+    if folder.is_relative_to(data) and not folder.is_relative_to(data / RUNS):
+        raise RunError(f"{folder}: lies in the data; name a folder outside of {data}, or in its {RUNS}/, with --out")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         yield
@@ -316,22 +324,36 @@ def _grouped_by(order: Order, data: Dataset) -> str | None:
     return order.group_by or (order.labels_file.name if order.labels_file else None)
 
 
-def _prepare(folder: Path, order: Order, resume: bool, crops: Path | None = None) -> None:
+def check_place(folder: Path, resume: bool) -> None:
+    """Raises RunError where no run must go on, or begin, in the folder, whatever is ordered."""
     config = folder / CONFIG
     unfinished = (folder / STATE).exists()  # it goes last: a checkpoint beside it may lack its report
     if unfinished and not resume:
         raise RunError(f"{folder}: holds an unfinished run; add --resume, or name another folder with --out")
     if (folder / CHECKPOINT).exists() and not unfinished:
         raise RunError(f"{folder}: holds a finished run; name another folder with --out")
+    if not resume and config.exists() and PICTURES not in config.read_text(errors="replace"):
+        raise RunError(f"{config}: is no training's, and would be overwritten; name another folder with --out")
+    if resume and not config.exists():
+        raise RunError(f"{folder}: no run to resume; leave --resume out")
+
+
+def _check(folder: Path, order: Order, resume: bool) -> None:
+    """Raises RunError where the run must not go on, or begin, in the folder."""
+    check_place(folder, resume)
     if resume:
-        if not config.exists():
-            raise RunError(f"{folder}: no run to resume; leave --resume out")
-        before = json.loads(config.read_text())
+        before = json.loads((folder / CONFIG).read_text())
         changed = [name for name, value in order.to_dict().items() if before.get(name) != value]
         if changed:
             raise RunError(f"{folder}: was begun with another {', '.join(changed)}; --resume needs the same")
+
+
+def _prepare(folder: Path, order: Order, resume: bool, crops: Path | None = None) -> None:
+    _check(folder, order, resume)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # report and gallery show people
-    place = crops or (folder / CROPS if order.detector else order.data)
-    content = json.dumps({**order.to_dict(), PICTURES: str(place.resolve())}, indent=2) + "\n"
-    with published(config) as file:  # half of it, on a full disk, could not be resumed
+    faces = crops or (folder / CROPS if order.detector else None)
+    # Faces move with the run, or with the cross-validation.
+    place = os.path.relpath(faces.resolve(), folder.resolve()) if faces else str(order.data.resolve())
+    content = json.dumps({**order.to_dict(), PICTURES: place}, indent=2) + "\n"
+    with published(folder / CONFIG) as file:  # half of it, on a full disk, could not be resumed
         file.write(content.encode())

@@ -8,17 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gender_batch.pictures.find import Walk
+from gender_batch.pictures.find import LITTER, Walk, glob_matcher
 from gender_batch.pictures.listed import Listed, ListError, Row, read_list
 from gender_batch.prediction import UNCERTAIN
 
 SPLITS = ("train", "val", "test")
 
 RUNS = "runs"
-"""A folder of this name beside `train/` is not of the data: there `train` puts its runs, if it is started in DATA."""
-
-ARCHIVE_LITTER = "__MACOSX"
-"""The folder that a Mac packs beside what it is asked to."""
+"""A folder of this name in DATA is not of the data: there `train` puts its runs, if it is started in DATA."""
 
 
 class DatasetError(Exception):
@@ -78,6 +75,8 @@ def _found(root: Path, group_by: str | None, listed: Listed | None) -> Found:
     else:
         labels, found = _in_folders(root)
         rows, notes = listed.rows_of(root, {name for name, _, _ in found}) if listed else {}, ()
+    if len({label.casefold() for label in labels}) < len(labels):
+        raise DatasetError(f"{root}: of the classes {', '.join(labels)} two differ in case alone; write them alike")
     if UNCERTAIN in labels:
         raise DatasetError(
             f"{root}: a class is called {UNCERTAIN!r}, as is the answer where none is probable; give it another name"
@@ -105,7 +104,7 @@ def _in_folders(root: Path) -> tuple[tuple[str, ...], list[tuple[str, str, str]]
     """The classes, and (name, class, split) of every file in them; the split is empty where no folder gives it."""
     folders = [name for name in SPLITS if (root / name).is_dir()]
     if "train" not in folders:
-        classes = _classes(root)
+        classes = _classes(root, besides=RUNS)
         return classes, [(name, label, "") for name, label in _in_classes(root, root, classes)]
     others = set(_folders(root)) - {*SPLITS, RUNS}
     if others:
@@ -119,10 +118,10 @@ def _in_folders(root: Path) -> tuple[tuple[str, ...], list[tuple[str, str, str]]
     ]
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
+def _classes(folder: Path, besides: str = "") -> tuple[str, ...]:
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder; it must hold one folder of pictures per class")
-    labels = tuple(_folders(folder))
+    labels = tuple(name for name in _folders(folder) if name != besides)
     if len(labels) < 2:
         raise DatasetError(
             f"{folder}: {len(labels)} class folder(s) found ({', '.join(labels) or 'none'}); "
@@ -132,26 +131,24 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 
 def _folders(folder: Path) -> list[str]:
-    """Names of the folders that may be classes or splits, sorted: none that is hidden, or litter of an archive."""
-    return sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".") and entry.name != ARCHIVE_LITTER
-    )
+    """Names of the folders that may be classes or splits, sorted."""
+    litter = [glob_matcher(glob) for glob in LITTER]
+    names = (entry.name for entry in folder.iterdir() if entry.is_dir())
+    return sorted(name for name in names if not any(matches(name) for matches in litter))
 
 
 def _in_classes(root: Path, folder: Path, classes: tuple[str, ...]) -> list[tuple[str, str]]:
-    unknown = set(_folders(folder)) - set(classes)
+    unknown = set(_folders(folder)) - {*classes, RUNS}
     if unknown:
         raise DatasetError(f"{folder}: class folder(s) {', '.join(sorted(unknown))} are not among {', '.join(classes)}")
     return [(name, label) for label in classes if (folder / label).is_dir() for name in _files(root, folder / label)]
 
 
 def _files(root: Path, folder: Path) -> list[str]:
-    """Names of all files below the folder, relative to the root; behind links to folders those that are not met
-    without. Raises DatasetError where a folder cannot be read."""
-    paths = list(Walk().files([str(folder)]))
-    walk = Walk(follow_links=True)
+    """Names of all files below the folder but litter, relative to the root; behind links to folders those that are not
+    met without. Raises DatasetError where a folder cannot be read."""
+    paths = list(Walk(exclude=LITTER).files([str(folder)]))
+    walk = Walk(follow_links=True, exclude=LITTER)
     linked = sorted(set(walk.files([str(folder)])) - set(paths))
     if walk.unreadable_folders:
         unreadable, reason = walk.unreadable_folders[0]
@@ -237,8 +234,8 @@ def _grouping(group_by: str | None) -> Callable[[str], str]:
 
     def group(name: str) -> str:
         match = pattern.search(name)
-        if match is None or match.group(1) is None:
-            raise DatasetError(f"--group-by {group_by!r} does not match {name}")
+        if not (match and match.group(1)):  # nobody is called nothing
+            raise DatasetError(f"--group-by {group_by!r} finds no person in {name}")
         return match.group(1)
 
     return group

@@ -234,7 +234,7 @@ def test_on_few_validation_pictures_no_lower_precision_is_judged(
     assert result.returncode == 1
     told = result.stderr.decode()
     assert told.startswith(f"gender-batch: int8: {validation // 2} readable validation pictures are left")
-    assert "at least 200 for validation" in told
+    assert "at least 200 for validation (in val/, or by the column `split`" in told
     assert (run / "model.onnx").is_file()
     assert not (run / "model.int8.onnx").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from pathlib import Path
 
@@ -168,7 +169,14 @@ def test_training_on_faces_from_photos_to_serving(
     assert json.loads((run / "metrics.json").read_text())["without_face"] == without
     assert "0.25" in json.loads((run / "metrics.json").read_text())["face_scales"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in crops} == {0o600}
+    assert re.search(rb"test accuracy  .* of \d+ pictures of \d+ people\n", result.stdout)
+    log = (run / "train.log").read_text()
+    assert "photos that were looked at" in log
+    again = gender_batch("train", data, "--out", run, "--detector", detector)
+    assert (again.returncode, (run / "train.log").read_text()) == (2, log)
+    assert b"holds a finished run" in again.stderr
 
+    run = run.rename(tmp_path / "moved")
     result = gender_batch("export", run)
     assert result.returncode == 0, result.stderr
     # The model says that it is one of faces: auto finds them. The held-out photos get the answers of training.

@@ -197,6 +197,14 @@ def test_evaluate_goes_the_way_of_classify(model: Path, labelled: Path, tmp_path
     assert {"confusion.png", "reliability.png", "gallery.png"} <= {p.name for p in (tmp_path / "report").iterdir()}
 
 
+def test_evaluate_leaves_the_figures_of_a_training(run: Path, model: Path, labelled: Path) -> None:
+    before = (run / "metrics.json").read_bytes()
+    result = in_this_process("evaluate", labelled, "--model", model, "--out", run)
+    assert result.returncode == 2
+    assert b"name another folder with --out" in result.stderr
+    assert (run / "metrics.json").read_bytes() == before
+
+
 def test_an_export_that_fails_its_gate_leaves_no_file(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "damaged"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("model.*", "served.csv"))
@@ -241,6 +249,22 @@ def test_a_full_disk_is_told_with_the_file(run: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_picture_that_goes_while_the_export_proves_is_told(
+    run: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gender_batch_export import export
+
+    data = shutil.copytree(labelled, tmp_path / "data")
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model.*", "served.csv"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "pictures_in": str(data)}))
+    monkeypatch.setattr(export, "write_graph", lambda *_: shutil.rmtree(data))
+    result = in_this_process("export", copy)
+    assert result.returncode == 1
+    assert result.stderr.decode().startswith(f"gender-batch: {copy}: a held-out picture changed while it was used (")
+    assert not list(copy.glob("model.*"))
+
+
 def test_the_gate_notices_another_checkpoint(run: Path, model: Path, faces: list[Path]) -> None:
     from gender_batch_export.parity import compare
 
@@ -275,7 +299,9 @@ def test_three_classes_get_three_columns(
     for number in range(40):
         Image.linear_gradient("L").rotate(9 * number).save(data / "grey" / f"{number}.png")
     arguments = ("train", data, "--out", tmp_path / "run", "--init", initial_weights, *SMALL)
-    assert gender_batch(*arguments, "--adapt-epochs", "1", "--fine-epochs", "0").returncode == 0
+    result = gender_batch(*arguments, "--adapt-epochs", "1", "--fine-epochs", "0", "--target-precision", "0.01")
+    assert result.returncode == 0, result.stderr
+    assert b"uncertain below 0.333333: " in result.stdout
     assert in_this_process("export", tmp_path / "run").returncode == 0
     gender_batch("classify", faces[0], "--model", tmp_path / "run" / "model.onnx", "--out", tmp_path / "rows.csv")
     (row,) = read_csv(tmp_path / "rows.csv")

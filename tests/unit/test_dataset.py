@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,9 @@ from PIL import Image
 
 pytest.importorskip("torch")
 
+from gender_batch.faces.look import FaceSearch, Looker
+from gender_batch.pictures.preprocessing import Preprocessing
+from gender_batch.training.crops import Crops
 from gender_batch.training.dataset import Dataset, DatasetError, Sample, folds, load_dataset
 from gender_batch.training.splits import cut_folds, hold_out
 
@@ -448,7 +452,7 @@ COLUMNS = ["path", "label", "split", "group"]
         (COLUMNS, [*GOOD, ["a/a0_1.png", "a", "val", ""]], "line 4: a/a0_1.png has no group"),
         (COLUMNS, [*GOOD, ["./a//a0_0.png", "a", "val", "x"]], "listed a second time; first in line 2"),
         (COLUMNS, [*GOOD, ["data/a/a0_0.png", "a", "val", "x"]], "line 4: a/a0_0.png is listed a second time"),
-        (COLUMNS, [*GOOD, ["a/gone.png", "a", "val", "x"]], "line 4: no file a/gone.png in "),
+        (COLUMNS, [*GOOD, ["a/gone.png", "a", "val", "x"]], "line 4: no file 'a/gone.png' in "),
         (COLUMNS, [*GOOD, ["../a.png", "a", "val", "x"]], "line 4: path '../a.png'; it must be relative"),
         (COLUMNS, [*GOOD, ["/a.png", "a", "val", "x"]], "line 4: path '/a.png'; it must be relative"),
         (COLUMNS, [*GOOD, ["", "a", "val", "x"]], "line 4: path ''; it must be relative"),
@@ -477,6 +481,15 @@ def test_space_around_names_and_values_does_not_count(people: Path) -> None:
     data = load_dataset(people, labels_file=file)
     assert names((*data.train, *data.val)) == {name for name in pictures(people) if "_2" in name}
     assert {sample.attributes["age"] for sample in data.all} == {str(number) for number in range(180)}
+
+
+def test_empty_lines_and_columns_of_a_spreadsheet_say_nothing(people: Path) -> None:
+    rows = [(name, str(number), "", "") for number, name in enumerate(pictures(people))]
+    file = write_labels(people / "labels.csv", ("path", "age", "", ""), [*rows[:9], ("", "", "", ""), *rows[9:]])
+    with file.open("a") as lines:
+        lines.write(",,,\r\n,\r\n")
+    data = load_dataset(people, labels_file=file)
+    assert {sample.name: sample.attributes for sample in data.all} == {row[0]: {"age": row[1]} for row in rows}
 
 
 def test_a_list_that_is_not_there_is_told(people: Path) -> None:
@@ -509,9 +522,9 @@ def test_the_digest_tells_contents_names_and_list(people: Path) -> None:
 # --- wrong data ---
 
 
-@pytest.mark.parametrize("pattern", ["(", "person", r"/nobody(\d)", r"(x)|/"])
+@pytest.mark.parametrize("pattern", ["(", "person", r"/nobody(\d)", r"(x)|/", r"/(x?)"])
 def test_a_group_by_that_does_not_work_is_told(people: Path, pattern: str) -> None:
-    with pytest.raises(DatasetError, match="--group-by"):
+    with pytest.raises(DatasetError, match=re.escape(f"--group-by {pattern!r}")):
         load_dataset(people, group_by=pattern)
 
 
@@ -527,6 +540,12 @@ def test_a_class_with_few_pictures_is_named(people: Path, left: int) -> None:
         path.unlink()
     with pytest.raises(DatasetError, match=rf"class b has {left} .* at least 10"):
         load_dataset(people)
+
+
+def test_a_class_without_faces_is_told_why_it_has_no_pictures(people: Path, detector: Path, tmp_path: Path) -> None:
+    crops = Crops(tmp_path / "faces", Looker(FaceSearch(detector), Preprocessing(size=64, resize=64)))
+    with pytest.raises(DatasetError, match=r"class a has 0 .* without a face count only with --faces never"):
+        load_dataset(people, crops=crops)
 
 
 def test_the_fewest_pictures_allowed_can_be_split(people: Path) -> None:
@@ -547,6 +566,18 @@ def test_a_class_called_uncertain_is_refused(people: Path, listed: bool) -> None
     else:
         (people / "b").rename(people / "uncertain")
     with pytest.raises(DatasetError, match=r"a class is called 'uncertain'.*another name"):
+        load_dataset(people, labels_file=file)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_classes_that_differ_in_case_alone_are_refused(people: Path, listed: bool) -> None:
+    file = None
+    if listed:
+        rows = [(name, ("a", "A", "b")[number % 3]) for number, name in enumerate(pictures(people))]
+        file = write_labels(people / "labels.csv", ("path", "label"), rows)
+    else:
+        (people / "b").rename(people / "A")
+    with pytest.raises(DatasetError, match=r"classes A, a.* differ in case alone"):
         load_dataset(people, labels_file=file)
 
 
@@ -585,6 +616,25 @@ def test_folders_that_are_hidden_or_nobodys_are_neither_classes_nor_splits(peopl
             (people / place / name).mkdir()
     (people / "runs").mkdir()  # where the program itself puts its runs
     assert load_dataset(people).labels == ("a", "b")
+
+
+def test_a_training_started_among_the_classes_may_put_its_runs_there(people: Path) -> None:
+    (people / "runs" / "20260101-000000").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(people / "runs" / "20260101-000000" / "curves.png")
+    assert load_dataset(people).labels == ("a", "b")
+
+
+def test_what_systems_leave_beside_pictures_is_none_of_them(people: Path) -> None:
+    expected = names(load_dataset(people, group_by=PERSON).all)
+    for folder in (people, people / "a", people / "b"):
+        for name in (".DS_Store", "._b1_1.png", "Thumbs.db", "desktop.ini"):
+            (folder / name).write_text("no picture")
+        for name in (".thumbnails", "__MACOSX", "@eaDir"):
+            (folder / name).mkdir()
+            Image.new("RGB", (8, 8), (ord(name[1]), 0, len(folder.name))).save(folder / name / "small.png")
+    data = load_dataset(people, group_by=PERSON)
+    assert names(data.all) == expected
+    assert not data.unreadable
 
 
 def test_pictures_behind_links_to_folders_are_learnt_and_none_by_two_names(people: Path, tmp_path: Path) -> None:

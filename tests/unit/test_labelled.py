@@ -168,3 +168,9 @@ def test_links_are_followed_as_in_training(data: Path) -> None:
     labelled(data.parent / "more", "1.jpg", "2.jpg")
     (data / "male" / "link").symlink_to(data.parent / "more")
     assert evaluated(data).metrics.accuracy == Proportion(3, 8)
+
+
+def test_what_systems_leave_beside_pictures_is_passed_over_as_in_training(data: Path) -> None:
+    expected = evaluated(data).metrics.accuracy
+    labelled(data, "male/.DS_Store", "male/Thumbs.db", "male/__MACOSX/1.jpg", "female/.hidden/1.jpg")
+    assert evaluated(data).metrics.accuracy == expected

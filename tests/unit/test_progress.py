@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from gender_batch.cli.log import Log
-from gender_batch.cli.progress import PLAIN_INTERVAL, ScoringProgress
+from gender_batch.cli.progress import PLAIN_INTERVAL, ScoringProgress, TrainingProgress
 
 
 @pytest.mark.parametrize(("expected", "left"), [(6400, 61 * 99), (0, None), (64, None)])
@@ -35,3 +36,15 @@ def test_the_line_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         progress.row(1_280_000, 2)
     told = capsys.readouterr().err
     assert re.fullmatch(r"1,280,000 rows, 2 failed, 1[12],\d\d\d pictures/s, about 0:01:\d\d left\n", told)
+
+
+def test_the_log_of_a_training_has_what_was_told_before_it_had_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with TrainingProgress(folder) as progress:
+        progress.note("faces are cut out")
+        assert not folder.exists()
+        folder.mkdir()
+        progress.note("left out: a.txt")
+        progress.note("fold 1 of 3")
+    lines = (folder / "train.log").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["faces are cut out", "left out: a.txt", "fold 1 of 3"]

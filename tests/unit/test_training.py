@@ -7,7 +7,9 @@ import math
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +28,8 @@ from gender_batch.evaluation.gallery import Answer
 from gender_batch.evaluation.metrics import Proportion, Threshold, measure
 from gender_batch.outputs.publish import LockedError
 from gender_batch.pictures.preprocessing import Preprocessing
-from gender_batch.training import run
+from gender_batch.pictures.read import PictureError
+from gender_batch.training import loading, run
 from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.dataset import Dataset, DatasetError, Sample
 from gender_batch.training.fit import Labelled, fit, schedule
@@ -126,9 +129,13 @@ def test_folds_are_not_resumed_as_others(begun: Order, tmp_path: Path) -> None:
         run.cross_validate(begun, 3, folder, CPU, Told(), resume=True)
     with pytest.raises(KeyboardInterrupt):
         run.cross_validate(begun, 3, folder, CPU, Interrupting(3))
+    for resume, wanted, told in ((False, begun, "unfinished"), (True, replace(begun, balance="age"), "balance")):
+        with pytest.raises(run.RunError, match=told):
+            run.cross_validate(wanted, 3, folder, CPU, Told(), resume, lambda _: pytest.fail("a picture was read"))
     with pytest.raises(run.RunError, match="begun with other data or splits"):
         run.cross_validate(begun, 2, folder, CPU, Told(), resume=True)
     assert len(run.cross_validate(begun, 3, folder, CPU, Told(), resume=True).results) == 3
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700  # names of pictures may be those of people
 
 
 def listed(data: Path) -> Path:
@@ -159,6 +166,48 @@ def test_a_column_that_repeats_the_classes_is_no_use_and_told_before_the_picture
     useless = replace(begun, labels_file=listed(begun.data), **wanted)
     with pytest.raises(DatasetError, match="'gender' of --labels only repeats the classes"):
         run.train(useless, tmp_path / "run", CPU, Told(), reading=lambda _: pytest.fail("a picture was read"))
+
+
+def test_a_run_among_the_pictures_would_be_the_next_ones_class_and_is_refused(begun: Order) -> None:
+    for folder in (begun.data, begun.data / "mine", begun.data / "dark" / "runs"):
+        with pytest.raises(run.RunError, match="lies in the data; name a folder outside"):
+            run.train(begun, folder, CPU, Told())
+        with pytest.raises(run.RunError, match="lies in the data; name a folder outside"):
+            run.cross_validate(begun, 2, folder, CPU, Told())
+    assert {path.name for path in begun.data.iterdir()} == {"dark", "light"}
+
+
+def test_a_training_may_be_started_in_the_data_or_in_its_own_folder(
+    begun: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted = replace(begun, recipe=replace(begun.recipe, adapt_epochs=1, fine_epochs=0))
+    monkeypatch.chdir(begun.data)
+    for name in ("first", "second"):
+        assert run.train(replace(adapted, data=Path()), Path("runs") / name, CPU, Told()).test
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert run.train(adapted, Path(), CPU, Told()).test
+    assert (tmp_path / "mine" / run.CHECKPOINT).exists()
+
+
+def test_a_config_of_something_else_is_not_overwritten(begun: Order, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"mine": 1}')
+    with pytest.raises(run.RunError, match=r"config\.json: is no training's, and would be overwritten"):
+        run.train(begun, tmp_path, CPU, Told())
+    assert (tmp_path / "config.json").read_text() == '{"mine": 1}'
+
+
+def test_it_is_told_of_how_many_people_the_pictures_are_where_somebody_said_who_is_on_them(
+    begun: Order, tmp_path: Path
+) -> None:
+    told = []
+    for number, group_by in enumerate((None, r"(\w+/\d?)\d\.")):
+        watcher = Told()
+        wanted = replace(begun, group_by=group_by, recipe=replace(begun.recipe, adapt_epochs=1, fine_epochs=0))
+        run.train(wanted, tmp_path / f"run{number}", CPU, watcher)
+        told += [note for note in watcher.notes if "to train on" in note]
+    assert "to test; classes dark, light" in told[0]
+    assert "to test, of 6 people in all; classes dark, light" in told[1]
 
 
 def test_two_trainings_do_not_write_into_one_folder(begun: Order, tmp_path: Path) -> None:
@@ -410,6 +459,30 @@ def test_an_interrupt_of_the_terminal_leaves_the_loading_to_who_asked_for_it(
     os.kill(int(worker.pid or 0), signal.SIGINT)
     assert sum(len(pictures) for pictures, _ in given) + len(first) == 40
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_goes_while_batches_are_asked_for_is_told(tmp_path: Path, workers: int) -> None:
+    paths = [str(tmp_path / f"{number}.png") for number in range(4)]
+    for path in paths[1:]:
+        Image.new("RGB", (8, 8)).save(path)
+    squares = Squares([], Preprocessing(size=8, resize=8), tmp_path)
+    squares.paths = paths
+    with pytest.raises(PictureError, match="the file is gone"):
+        list(batches(squares, 2, workers, torch.device("cpu")))
+
+
+def test_a_picture_that_goes_before_it_is_judged_is_told(
+    begun: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Removing(Told):
+        def note(self, message: str) -> None:
+            if message.startswith("kept"):
+                shutil.rmtree(begun.data / "dark")
+
+    monkeypatch.setattr(loading, "LARGEST_CACHE", 0)
+    with pytest.raises(DatasetError, match=r"a picture changed while it was used \(the file is gone"):
+        run.train(begun, tmp_path / "run", CPU, Removing())
 
 
 # Phases
