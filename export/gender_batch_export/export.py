@@ -151,7 +151,10 @@ def export(run: Path, out: Path | None = None, precisions: Sequence[Precision] =
 def _float32(checkpoint: Checkpoint, folder: Path, pictures: HeldOut) -> _Candidate:
     file = folder / f"{Precision.FP32}.onnx"
     write_graph(checkpoint, file)
-    parity = compare(checkpoint, file, [picture.path for picture in pictures.proof])
+    try:
+        parity = compare(checkpoint, file, [picture.path for picture in pictures.proof])
+    except ModelError as error:
+        raise ExportError(f"the checkpoint cannot be served: {error}; it is not written") from None
     if not parity.passed:
         raise ExportError(f"the file does not give the checkpoint's answers ({parity}); it is not written")
     return _Candidate(Precision.FP32, file, parity)

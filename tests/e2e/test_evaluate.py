@@ -72,4 +72,4 @@ def test_what_stands_in_a_table_cannot_play_with_the_terminal(data: Path, tmp_pa
     result = gender_batch("evaluate", data, "--faces", "never", "--groups", tmp_path / "groups.csv")
     assert result.returncode == 1
     last = result.stderr.decode().splitlines()[-1]
-    assert last.endswith(r"groups.csv: no column `path`; it has \xff\xfep\x00a\x00t\x00h\x00, \x00a\x00g\x00e\x00")
+    assert r"groups.csv: no column `path`; it has \xff\xfep\x00a\x00t\x00h\x00, \x00a\x00g\x00e\x00; " in last

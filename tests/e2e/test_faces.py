@@ -172,7 +172,7 @@ def test_training_on_faces_from_photos_to_serving(
     assert re.search(rb"test accuracy  .* of \d+ pictures of \d+ people\n", result.stdout)
     log = (run / "train.log").read_text()
     assert "photos that were looked at" in log
-    again = gender_batch("train", data, "--out", run, "--detector", detector)
+    again = gender_batch("train", tmp_path / "photos", "--out", run, *options)
     assert (again.returncode, (run / "train.log").read_text()) == (2, log)
     assert b"holds a finished run" in again.stderr
 
