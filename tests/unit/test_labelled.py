@@ -79,13 +79,22 @@ def test_nobody_told_that_two_pictures_show_one_person(data: Path) -> None:
 
 
 def test_a_column_group_is_the_person_and_no_table(data: Path) -> None:
-    lines = [f"{name},{name[-6]},{name.split('/')[0]},test,{'old' if '1' in name else 'young'}" for name in PICTURES]
+    lines = [
+        f"{name},{name[-6]},{name.split('/')[0]},{'val' if '2' in name else 'test'},{'old' if '1' in name else 'young'}"
+        for name in PICTURES
+    ]
     result = evaluated(data, "\n".join(["path,group,label,split,age", *lines]))
     assert (result.metrics.people, result.metrics.accuracy.total) == (4, 6)
     assert result.metrics.accuracy.effective is not None
     assert result.metrics.accuracy.effective < 4
     assert {group.column for group in result.groups} == {"age", "age x label"}
     assert result.notes == ()
+
+
+def test_a_column_without_a_name_is_no_table(data: Path) -> None:
+    """As pandas writes one, unless it is told not to."""
+    result = evaluated(data, ",path,age\n0,female/a1.jpg,old\n1,male/c1.jpg,young\n")
+    assert {group.column for group in result.groups} == {"age", "age x label"}
 
 
 def test_with_a_column_group_every_picture_needs_one(data: Path) -> None:
@@ -102,8 +111,17 @@ def test_a_file_is_read_as_train_reads_it(data: Path) -> None:
         evaluated(data, "path,age\n" + lines + "female/a1.jpg,young\n")
     with pytest.raises(LabelsError, match="separated by semicolons"):
         evaluated(data, "path;age\nfemale/a1.jpg;old\n")
+    with pytest.raises(LabelsError, match=r"no column `path`; it has file, age$"):
+        evaluated(data, "file,age\nfemale/a1.jpg,old\n")
     with pytest.raises(LabelsError, match="none of its paths is a picture in"):
         evaluated(data, "path,age\nelsewhere/a1.jpg,old\n")
+
+
+def test_a_folder_of_data_may_be_called_like_one_of_its_classes(tmp_path: Path) -> None:
+    data = labelled(tmp_path / "female", *PICTURES)
+    for lines in ("female/a1.jpg,old\nmale/c1.jpg,young\n", "female/female/a1.jpg,old\nfemale/male/c1.jpg,young\n"):
+        groups = {group.value: group.accuracy for group in evaluated(data, "path,age\n" + lines).groups}
+        assert (groups["old"], groups["young"]) == (Proportion(1, 1), Proportion(0, 1))
 
 
 def test_lines_of_other_pictures_are_told(data: Path) -> None:
