@@ -102,6 +102,28 @@ def test_an_error_leaves_the_old_file_and_nothing_else(error: type[BaseException
     assert names(tmp_path) == ["preds.csv"]
 
 
+def test_all_of_it_is_on_the_disk_before_it_takes_its_place_and_its_name_is_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        done.append("folder" if stat.S_ISDIR(status.st_mode) else f"{status.st_size} bytes")
+        fsync(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append("name")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    with published(tmp_path / "preds.csv") as file:
+        file.write(b"rows")
+    assert done == ["4 bytes", "name", "folder"]
+
+
 def test_an_error_without_an_old_file_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), published(tmp_path / "preds.csv"):
         raise RuntimeError
