@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from gender_batch.faces.crop import TEMPLATE, cut, frame
 from gender_batch.faces.detect import ENOUGH, Detector, Face, letterboxed, shrunk, suppress
 from gender_batch.faces.look import FaceSearch, Looker
 from gender_batch.pictures.preprocessing import FaceCrop, Preprocessing
+from gender_batch.prediction import Status
+from gender_batch.scoring.worker import Read
 
 SPEC = FaceCrop()
 PREPROCESSING = Preprocessing(size=160, resize=171)
@@ -222,6 +225,25 @@ def test_every_face_or_only_those_as_large_as_the_main_one(detector: Path, faces
     seen, every = looker(detector).look(data), looker(detector, every=True).look(data)
     assert (seen.count, len(seen.squares)) == (5, 4)
     assert len(every.squares) == len(every.faces) == 5
+
+
+def test_what_a_worker_says_of_a_photo(detector: Path, faces: list[Path]) -> None:
+    photo = group(faces[28:32])
+    with Image.open(faces[0]) as image:
+        photo.paste(image.resize((150, 150)), (0, 350))
+    step = Read(PREPROCESSING, FaceSearch(detector))()
+    began = time.perf_counter()
+    outcome = step("photo", lambda: encoded(photo, "PNG"))
+    elapsed = time.perf_counter() - began
+    assert (outcome.status, outcome.width, outcome.height) == (Status.OK, *photo.size)
+    assert (outcome.faces, len(outcome.boxes)) == (5, 4)
+    assert outcome.result is not None
+    assert outcome.result.shape == (4, 160, 160, 3)
+    assert min(outcome.reading, outcome.decoding, outcome.finding) > 0
+    assert outcome.reading + outcome.decoding + outcome.finding <= elapsed  # no second is told twice
+    nobody = step("nobody", lambda: encoded(Image.new("RGB", (64, 48)), "PNG"))
+    assert nobody[:5] == (Status.NO_FACE, None, 64, 48, "no face was found in it")
+    assert (nobody.faces, nobody.boxes) == (0, ())
 
 
 def test_orientation_is_undone_first(detector: Path, faces: list[Path]) -> None:

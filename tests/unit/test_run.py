@@ -117,6 +117,13 @@ def test_batches_give_each_picture_its_own_answer(brightness: Path, count: int) 
             assert [values[0] for values in result.probabilities] == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_time_of_a_batch_is_shared_by_the_squares(brightness: Path) -> None:
+    pictures = [(f"{count}", Outcome(Status.OK, np.zeros((count, 4, 4, 3), np.uint8), 8, 9)) for count in (1, 3)]
+    (_, one), (_, three) = BatchInference(Model(brightness), 4).answered(pictures)
+    assert one.inference > 0
+    assert three.inference == pytest.approx(3 * one.inference)
+
+
 def test_batches_do_not_wait_for_ever_behind_failed_pictures(brightness: Path) -> None:
     def outcomes():
         yield "good", Outcome(Status.OK, np.zeros((1, 4, 4, 3), np.uint8), 4, 4)
