@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,15 @@ def test_rows_follow_the_threshold_and_the_order(brightness: Path, tmp_path: Pat
     assert rows[2].status is Status.CORRUPT
     assert (summary.pictures, summary.failed) == (5, 1)
     assert summary.labels == {"bright": 2, "dark": 1, "uncertain": 1}
+
+
+def test_the_label_follows_from_the_probabilities_of_its_row(brightness: Path, tmp_path: Path) -> None:
+    model = onnx.load(brightness)
+    onnx.helper.set_model_props(model, {KEY: replace(METADATA, threshold=0.666667).to_json()})
+    onnx.save(model, tmp_path / "model.onnx")
+    with Scorer(Options(model=tmp_path / "model.onnx", device="cpu", workers=1)) as scorer:
+        (row,) = scorer.rows([grey(tmp_path / "grey.png", 170)])  # 0.66666...
+    assert (row.probabilities[0], row.label) == (0.666667, "bright")
 
 
 def test_what_is_installed_for_heic_decides_an_answer(brightness: Path, monkeypatch: pytest.MonkeyPatch) -> None:
