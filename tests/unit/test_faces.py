@@ -215,6 +215,15 @@ def test_what_is_beyond_the_picture_is_black_and_large_faces_are_reduced() -> No
     assert square[100, 105:].min() == 255
 
 
+def test_size_and_centre_lie_halfway_between_what_landmarks_and_box_say() -> None:
+    by_box, by_landmarks = placed(SPEC, 100, 100, 160, 0), placed(SPEC, 130, 140, 90, 0)
+    box = (by_box.left, by_box.top, by_box.width, by_box.height)
+    found = frame(Face(*box, by_landmarks.landmarks, 0.9), SPEC)
+    assert found.side == pytest.approx(math.sqrt(160 * 90))
+    # The centres are at (180, 180) and (175, 185).
+    assert (found.left + found.side / 2, found.top + found.side / 2) == pytest.approx((177.5, 182.5))
+
+
 def test_landmarks_in_one_place_give_a_square_of_one_pixel() -> None:
     nowhere = Face(10, 10, 20, 20, np.full((5, 2), 20.0), 0.9)
     assert frame(nowhere, SPEC).side == 0
@@ -253,6 +262,20 @@ def test_small_faces_are_cut_from_the_pixels_that_are_there(detector: Path, face
         photo.paste(image.resize((300, 300)), (600, 500))
     seen = looker(detector).look(encoded(photo, "JPEG", quality=95))
     assert seen.squares[0].width >= PREPROCESSING.resize
+
+
+def test_small_faces_are_searched_for_in_as_many_pixels_as_it_takes(detector: Path) -> None:
+    searched = []
+
+    class Nobody:
+        def faces(self, image: Image.Image, side: int) -> list[Face]:
+            searched.append((side, *image.size))
+            return []
+
+    look = looker(detector)
+    look._detector = Nobody()  # type: ignore[assignment]
+    look.look(encoded(Image.new("RGB", (1600, 1600)), "JPEG"))
+    assert searched == [(320, 400, 400), (640, 800, 800), (160, 800, 800)]  # a quarter, and then the half
 
 
 def test_faces_that_fill_the_picture_and_pictures_of_nobody(detector: Path, faces: list[Path]) -> None:
