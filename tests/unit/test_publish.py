@@ -155,10 +155,10 @@ try:
     with published(Path({str(path)!r})) as file:
         file.write(bytes(2000))
 except OSError as error:
-    print(error.strerror)
+    print(error.strerror, error.filename, sep=": ")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "File too large\n"
+    assert done.stdout == f"File too large: {path}\n"
     assert path.read_bytes() == b"yesterday's"
     assert names(tmp_path) == ["preds.csv"]
 
