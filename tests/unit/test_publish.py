@@ -275,6 +275,7 @@ def test_own_files_are_told_from_pictures(tmp_path: Path, monkeypatch: pytest.Mo
             assert f"inner/{name}" not in own
     for name in ("picture.jpg", "rows.csv.jpg", ".other.csv.abc.tmp", "x.tmp"):
         assert name not in own
+    assert "x.tmp" in OwnFiles([Path("x.tmp")])
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:

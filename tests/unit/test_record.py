@@ -163,6 +163,7 @@ def test_a_record_of_a_newer_program(tmp_path: Path) -> None:
         ("labels", None),
         ("confidence", {}),
         ("confidence", {"mean": 1.1, "std": 0}),
+        ("confidence", {"mean": True, "std": 0}),
         ("confidence", {"mean": float("nan"), "std": 0}),
         ("confidence", [0.9, 0.1]),
         ("stages", {"reading": 5}),
