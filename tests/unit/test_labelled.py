@@ -142,6 +142,13 @@ def test_the_test_folder_of_what_was_trained_on(tmp_path: Path) -> None:
     assert "1 line(s)" in note
 
 
+def test_folders_of_the_labels_go_before_a_folder_called_test(data: Path) -> None:
+    result = evaluated(labelled(data, "test/female/x.jpg", "test/male/y.jpg"))
+    assert result.metrics.accuracy == Proportion(3, 6)
+    (note,) = result.notes
+    assert "folder(s) test are not among the model's labels" in note
+
+
 def test_a_folder_of_no_class_is_told(data: Path) -> None:
     (note,) = evaluated(labelled(data, "other/x.jpg", "more/y.jpg")).notes
     assert "folder(s) more, other are not among the model's labels" in note
