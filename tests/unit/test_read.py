@@ -4,6 +4,8 @@ import io
 import os
 import random
 import socket
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Callable
@@ -302,6 +304,31 @@ def test_as_many_bytes_as_the_limit_are_read(tmp_path: Path) -> None:
     assert len(read.read_bytes(str(tmp_path / "a.jpg"), limit=100)) == 100
     with pytest.raises(PictureError, match="100 bytes; the limit is 99 bytes"):
         read.read_bytes(str(tmp_path / "a.jpg"), limit=99)
+
+
+def test_no_memory_for_a_file_or_its_pixels_is_too_large(tmp_path: Path) -> None:
+    (tmp_path / "pixels.bmp").write_bytes(bmp_header(9000, 9000))  # 324 MB
+    with (tmp_path / "bytes.jpg").open("wb") as file:
+        file.truncate(400_000_000)
+    program = """
+import resource, sys
+from pathlib import Path
+from PIL import Image
+from gender_batch.pictures.read import PictureError, read_picture
+Image.init()
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000, resource.RLIM_INFINITY))
+for name in ("pixels.bmp", "bytes.jpg"):
+    try:
+        read_picture(name)
+    except PictureError as error:
+        print(error.status, error.width, error.height, error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "too_large 9000 9000 no memory to decode it",
+        "too_large None None no memory to read it",
+    ]
 
 
 def test_what_is_missing_is_unreadable(tmp_path: Path) -> None:
