@@ -517,7 +517,7 @@ def test_blocks_far_from_the_head_learn_less_and_only_kernels_decay(tmp_path: Pa
         weight_decay=100,
     )  # fmt: skip
     network = Network(2)
-    before = {name: tensor.clone() for name, tensor in network.backbone.features.named_parameters()}
+    before = {name: tensor.detach().clone() for name, tensor in network.backbone.features.named_parameters()}
     fit(network, *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Told())
     weights = State.load(tmp_path / "state.pt").weights
 
