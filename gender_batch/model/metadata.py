@@ -84,8 +84,10 @@ class Metadata:
 
 
 def _labels(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(label, str) for label in value) or len(set(value)) < 2:
-        raise ValueError(f"labels {value!r} are not two or more names")
+    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
+        raise ValueError(f"labels {value!r} are no names")
+    if len(value) < 2 or len(set(value)) < len(value):
+        raise ValueError(f"labels {value!r} are not two or more different names")
     return tuple(value)
 
 

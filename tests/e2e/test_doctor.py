@@ -95,6 +95,8 @@ def test_a_driver_that_does_not_do(driver: Path, environment: dict[str, str], fo
     assert (code, checks["device"]["level"]) == (1, "problem")
     assert found in checks["device"]["found"]
     assert remedy in checks["device"]["remedy"]
+    if remedy != "<1.27":
+        assert "<1.27" not in checks["device"]["remedy"]  # a version for CUDA 12 helps no other driver
 
 
 @needs_libraries

@@ -73,7 +73,9 @@ def test_whole_photos(sure: tuple[Path, Path], detector: Path, tmp_path: Path) -
     assert rows["view"]["face_x"] == ""
     assert stat.S_IMODE((tmp_path / "g.html").stat().st_mode) == 0o600
     assert "view.jpg" in (tmp_path / "g.html").read_text()
-    assert json.loads((tmp_path / "s.json").read_text())["stages"]["finding"]["pictures"] == 6
+    finding = json.loads((tmp_path / "s.json").read_text())["stages"]["finding"]
+    assert finding["pictures"] == 6
+    assert finding["seconds"] > 0
 
     # The same question again is answered by the state, another one is not.
     again = gender_batch(*arguments, "--out", tmp_path / "again.csv")
@@ -139,6 +141,7 @@ def test_without_a_detector(faces: list[Path], detector: Path, tmp_path: Path, m
     result = gender_batch("classify", faces[0], "--out", out)
     assert result.returncode == 1
     assert b"SHA-256" in result.stderr
+    assert b"Traceback" not in result.stderr  # it is told before any worker finds out
     monkeypatch.setenv("GENDER_BATCH_DETECTOR", str(detector))
     assert gender_batch("classify", faces[0], "--out", out).returncode == 0
     assert read_csv(out)[0]["faces"] == "1"

@@ -168,6 +168,7 @@ def test_folds_are_a_partition(
     assert sorted(name for _, fold in cuts for name in names(fold)) == sorted(names(samples))
     for rest, fold in cuts:
         assert names(rest) == names(samples) - names(fold)
+        assert {sample.label for sample in rest} == {sample.label for sample in fold} == {s.label for s in samples}
         assert not {sample.group for sample in rest} & {sample.group for sample in fold}
         for pair in near:
             assert not (set(pair) & names(rest) and set(pair) & names(fold))
@@ -416,6 +417,7 @@ def test_a_list_with_labels_leaves_the_test_folder_a_test(people: Path) -> None:
     file = write_labels(people / "labels.csv", ("path", "label"), rows)
     data = load_dataset(people, labels_file=file)
     assert len(data.test) == 6
+    assert data.notes == ()  # the list itself, which lies among them, is no picture that was left out
     Image.new("RGB", (8, 8), "red").save(people / "loose.png")
     write_labels(file, ("path", "label"), [*rows, ("loose.png", "a")])
     with pytest.raises(DatasetError, match=r"line 188: loose\.png is in none of the folders train, val, test"):
@@ -522,9 +524,18 @@ def test_the_digest_tells_contents_names_and_list(people: Path) -> None:
 # --- wrong data ---
 
 
-@pytest.mark.parametrize("pattern", ["(", "person", r"/nobody(\d)", r"(x)|/", r"/(x?)"])
-def test_a_group_by_that_does_not_work_is_told(people: Path, pattern: str) -> None:
-    with pytest.raises(DatasetError, match=re.escape(f"--group-by {pattern!r}")):
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("(", "is not a regular expression"),
+        ("person", "has no group"),
+        (r"/nobody(\d)", "finds no person in a/a"),
+        (r"(x)|/", "finds no person in a/a"),
+        (r"/(x?)", "finds no person in a/a"),
+    ],
+)
+def test_a_group_by_that_does_not_work_is_told(people: Path, pattern: str, told: str) -> None:
+    with pytest.raises(DatasetError, match=f"--group-by {re.escape(repr(pattern))} {told}"):
         load_dataset(people, group_by=pattern)
 
 

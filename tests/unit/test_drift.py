@@ -140,6 +140,7 @@ def test_welch_without_spread_or_with_too_few() -> None:
     assert welch(Confidence(1, 0), 100, Confidence(0.9, 0), 100) == 0
     assert welch(Confidence(1, 0), 100, Confidence(1, 0), 100) == 1
     assert welch(Confidence(1, 0), 29, Confidence(0.5, 0), 1000) == 1
+    assert welch(Confidence(1, 0), 30, Confidence(0.5, 0), 30) == 0
 
 
 @given(CONFIDENCES, st.integers(1, 10**6), CONFIDENCES, st.integers(1, 10**6), st.integers(2, 20))
@@ -269,3 +270,4 @@ def test_reasons_to_expect_a_drift() -> None:
         "the later run could not read 2 folders",
         "the later run ended with exit code 3",
     ]
+    assert reasons(dataclasses.replace(before, exit_code=1), before) == ["the earlier run ended with exit code 1"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from samples import ORIENTATION, encoded
 
-from gender_batch.faces.choose import COMPARABLE, by_weight, comparable
+from gender_batch.faces import detect
+from gender_batch.faces.choose import COMPARABLE, by_weight, comparable, weight
 from gender_batch.faces.crop import TEMPLATE, cut, frame
 from gender_batch.faces.detect import ENOUGH, Detector, Face, letterboxed, shrunk, suppress
 from gender_batch.faces.look import FaceSearch, Looker
 from gender_batch.pictures.preprocessing import FaceCrop, Preprocessing
+from gender_batch.prediction import Status
+from gender_batch.scoring.worker import Read
 
 SPEC = FaceCrop()
 PREPROCESSING = Preprocessing(size=160, resize=171)
@@ -99,6 +103,42 @@ def test_what_is_searched_is_the_whole_picture_at_about_the_side_that_was_asked_
         assert column == pytest.approx(255 * (np.arange(small.height) + 0.5) / small.height, abs=8)
 
 
+def test_what_is_seen_closer_is_a_square_around_the_face() -> None:
+    class Watched(Detector):
+        def __init__(self) -> None:
+            self.looked_at: list[Image.Image] = []
+
+        def search(self, image: Image.Image, *_: object) -> list[Face]:
+            self.looked_at.append(image)
+            return [face(30, 0, 20, 40), face(10, 10, 20, 40)]
+
+    detector = Watched()
+    picture = Image.new("RGB", (400, 300))
+    picture.putpixel((110 - 20, 120 - 10), (255, 0, 0))
+    same = detector.closer(picture, face(110, 120, 20, 40))
+    assert same is not None
+    assert same.box(400, 300) == (100, 120, 20, 40)  # of what is found there, what overlaps it most
+    assert detector.looked_at[0].getpixel((0, 0)) == (255, 0, 0)
+    assert detector.closer(picture, face(110, 120, 60, 60)) is None  # nothing there overlaps it enough
+    detector.closer(picture, face(110, 120, 40, 20))
+    detector.closer(picture, face(110, 120, 0.1, 0.1))
+    assert [image.size for image in detector.looked_at] == [(60, 60), (90, 90), (60, 60), (1, 1)]
+
+
+def test_one_face_is_found_once_and_of_a_crowd_the_most_likely_ones(
+    detector: Path, faces: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Twice(Detector):
+        def search(self, image: Image.Image, side: int, least: float) -> list[Face]:
+            found = super().search(image, side, least)
+            return [*found, *(one.moved(1, 1) for one in found)]
+
+    photo = group(faces[28:32])
+    assert len(Twice(detector).faces(photo, 640)) == len(Detector(detector).faces(photo, 640)) == 4
+    monkeypatch.setattr(detect, "MOST", 3)
+    assert len(Detector(detector).faces(photo, 640)) == 3
+
+
 def test_a_box_lies_within_the_picture() -> None:
     assert face(-5.4, 90, 20, 20).box(100, 100) == (0, 90, 15, 10)
     assert face(10.4, 10.6, 20, 20).box(100, 100) == (10, 11, 20, 20)
@@ -111,12 +151,16 @@ def test_the_main_face_is_the_largest_weighed_by_nearness_to_the_centre() -> Non
     central, corner, larger = face(450, 450, 100, 100), face(0, 0, 130, 130), face(0, 0, 150, 150)
     assert by_weight([corner, central], 1000, 1000) == [central, corner]
     assert by_weight([central, larger], 1000, 1000) == [larger, central]
+    assert weight(central, 1000, 1000) == 10_000
+    assert weight(face(950, 350, 100, 100), 1000, 800) == pytest.approx(10_000 * (1 - 500 / math.hypot(1000, 800)))
+    assert weight(face(2000, 2000, 100, 100), 1000, 800) == 5000  # beyond a corner
 
 
 def test_people_of_comparable_size() -> None:
     side = 100 * math.sqrt(COMPARABLE)
     main, near, far = face(0, 0, 100, 100), face(0, 0, side + 0.1, side + 0.1), face(0, 0, side - 0.1, side - 0.1)
     assert comparable([main, near, far]) == [main, near]
+    assert len(comparable([face(0, 0, 10, 10), face(0, 0, 10, 5)])) == 2  # exactly half as large
     assert comparable([]) == []
     assert len(comparable([main] * 30)) == 8
 
@@ -177,6 +221,21 @@ def test_a_square_is_reduced_but_not_below_what_is_needed(side: float, kept: flo
     assert square.width == square.height == pytest.approx(kept, abs=1)
 
 
+def test_size_and_centre_lie_halfway_between_what_landmarks_and_box_say() -> None:
+    by_box, by_landmarks = placed(SPEC, 100, 100, 160, 0), placed(SPEC, 130, 140, 90, 0)
+    box = (by_box.left, by_box.top, by_box.width, by_box.height)
+    found = frame(Face(*box, by_landmarks.landmarks, 0.9), SPEC)
+    assert found.side == pytest.approx(math.sqrt(160 * 90))
+    # The centres are at (180, 180) and (175, 185).
+    assert (found.left + found.side / 2, found.top + found.side / 2) == pytest.approx((177.5, 182.5))
+
+
+def test_landmarks_in_one_place_give_a_square_of_one_pixel() -> None:
+    nowhere = Face(10, 10, 20, 20, np.full((5, 2), 20.0), 0.9)
+    assert frame(nowhere, SPEC).side == 0
+    assert cut(Image.new("RGB", (40, 40)), nowhere, SPEC, needed=10).size == (1, 1)
+
+
 # --- look ---
 
 
@@ -211,6 +270,20 @@ def test_small_faces_are_cut_from_the_pixels_that_are_there(detector: Path, face
     assert seen.squares[0].width >= PREPROCESSING.resize
 
 
+def test_small_faces_are_searched_for_in_as_many_pixels_as_it_takes(detector: Path) -> None:
+    searched = []
+
+    class Nobody:
+        def faces(self, image: Image.Image, side: int) -> list[Face]:
+            searched.append((side, *image.size))
+            return []
+
+    look = looker(detector)
+    look._detector = Nobody()  # type: ignore[assignment]
+    look.look(encoded(Image.new("RGB", (1600, 1600)), "JPEG"))
+    assert searched == [(320, 400, 400), (640, 800, 800), (160, 800, 800)]  # a quarter, and then the half
+
+
 def test_faces_that_fill_the_picture_and_pictures_of_nobody(detector: Path, faces: list[Path]) -> None:
     look = looker(detector).look
     assert sum(look(path.read_bytes()).count >= 1 for path in faces) >= 58
@@ -228,6 +301,25 @@ def test_every_face_or_only_those_as_large_as_the_main_one(detector: Path, faces
     seen, every = looker(detector).look(data), looker(detector, every=True).look(data)
     assert (seen.count, len(seen.squares)) == (5, 4)
     assert len(every.squares) == len(every.faces) == 5
+
+
+def test_what_a_worker_says_of_a_photo(detector: Path, faces: list[Path]) -> None:
+    photo = group(faces[28:32])
+    with Image.open(faces[0]) as image:
+        photo.paste(image.resize((150, 150)), (0, 350))
+    step = Read(PREPROCESSING, FaceSearch(detector))()
+    began = time.perf_counter()
+    outcome = step("photo", lambda: encoded(photo, "PNG"))
+    elapsed = time.perf_counter() - began
+    assert (outcome.status, outcome.width, outcome.height) == (Status.OK, *photo.size)
+    assert (outcome.faces, len(outcome.boxes)) == (5, 4)
+    assert outcome.result is not None
+    assert outcome.result.shape == (4, 160, 160, 3)
+    assert min(outcome.reading, outcome.decoding, outcome.finding) > 0
+    assert outcome.reading + outcome.decoding + outcome.finding <= elapsed  # no second is told twice
+    nobody = step("nobody", lambda: encoded(Image.new("RGB", (64, 48)), "PNG"))
+    assert nobody[:5] == (Status.NO_FACE, None, 64, 48, "no face was found in it")
+    assert (nobody.faces, nobody.boxes) == (0, ())
 
 
 def test_orientation_is_undone_first(detector: Path, faces: list[Path]) -> None:

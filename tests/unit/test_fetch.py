@@ -44,6 +44,19 @@ def test_another_file_is_refused(detector: Path, tmp_path: Path, change: bytes) 
             use(other)
 
 
+def test_a_place_that_cannot_be_taken_leaves_no_temporary_file(detector: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError):
+        fetch(tmp_path / "folder", detector.as_uri())
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_file_that_goes_on_after_the_detector_is_another_one(detector: Path, tmp_path: Path) -> None:
+    (tmp_path / "longer.onnx").write_bytes(detector.read_bytes() + b"\n")
+    with pytest.raises(DetectorError, match="SHA-256"):
+        verified(tmp_path / "longer.onnx")
+
+
 def test_what_is_fetched_is_there_whole(detector: Path, tmp_path: Path) -> None:
     place = tmp_path / "data" / "detector.onnx"
     fetch(place, detector.as_uri())

@@ -92,6 +92,17 @@ def test_files_are_counted_beside_the_walk_and_do_not_count_for_it(tmp_path: Pat
     assert walk.special_files == 0
 
 
+def test_a_folder_that_cannot_be_read_is_told_once_also_where_files_are_counted(unprivileged: Path) -> None:
+    make(unprivileged, "a", "locked/b")
+    (unprivileged / "locked").chmod(0)
+    walk = Walk()
+    told = counting(walk, [str(unprivileged)])
+    while not told():
+        pass
+    assert below(unprivileged, walk) == ["a"]
+    assert walk.unreadable_folders == [(str(unprivileged / "locked"), "Permission denied")]
+
+
 # Links
 
 
@@ -273,6 +284,7 @@ def test_files_are_given_as_they_are_found(tmp_path: Path) -> None:
         ("[^a]", ["^", "a"], ["b"]),
         ("a[", ["a["], ["a"]),
         ("a+(b)\\", ["a+(b)\\"], ["aab"]),
+        ("[\\d]", ["d", "\\"], ["1"]),
         ("x/[!a]", ["x/b"], ["x//", "x/a"]),
         (os.fsdecode(b"\xff*"), [os.fsdecode(b"\xff\xfe")], ["a"]),
     ],

@@ -79,13 +79,22 @@ def test_nobody_told_that_two_pictures_show_one_person(data: Path) -> None:
 
 
 def test_a_column_group_is_the_person_and_no_table(data: Path) -> None:
-    lines = [f"{name},{name[-6]},{name.split('/')[0]},test,{'old' if '1' in name else 'young'}" for name in PICTURES]
+    lines = [
+        f"{name},{name[-6]},{name.split('/')[0]},{'val' if '2' in name else 'test'},{'old' if '1' in name else 'young'}"
+        for name in PICTURES
+    ]
     result = evaluated(data, "\n".join(["path,group,label,split,age", *lines]))
     assert (result.metrics.people, result.metrics.accuracy.total) == (4, 6)
     assert result.metrics.accuracy.effective is not None
     assert result.metrics.accuracy.effective < 4
     assert {group.column for group in result.groups} == {"age", "age x label"}
     assert result.notes == ()
+
+
+def test_a_column_without_a_name_is_no_table(data: Path) -> None:
+    """As pandas writes one, unless it is told not to."""
+    result = evaluated(data, ",path,age\n0,female/a1.jpg,old\n1,male/c1.jpg,young\n")
+    assert {group.column for group in result.groups} == {"age", "age x label"}
 
 
 def test_with_a_column_group_every_picture_needs_one(data: Path) -> None:
@@ -104,8 +113,17 @@ def test_a_file_is_read_as_train_reads_it(data: Path) -> None:
         evaluated(data, "path;age\nfemale/a1.jpg;old\n")
     with pytest.raises(LabelsError, match="is a quote left open"):
         evaluated(data, 'path,age\n"female/a1.jpg,old\nmale/c1.jpg,old\n')
+    with pytest.raises(LabelsError, match=r"no column `path`; it has file, age; save it"):
+        evaluated(data, "file,age\nfemale/a1.jpg,old\n")
     with pytest.raises(LabelsError, match="none of its paths is a picture in"):
         evaluated(data, "path,age\nelsewhere/a1.jpg,old\n")
+
+
+def test_a_folder_of_data_may_be_called_like_one_of_its_classes(tmp_path: Path) -> None:
+    data = labelled(tmp_path / "female", *PICTURES)
+    for lines in ("female/a1.jpg,old\nmale/c1.jpg,young\n", "female/female/a1.jpg,old\nfemale/male/c1.jpg,young\n"):
+        groups = {group.value: group.accuracy for group in evaluated(data, "path,age\n" + lines).groups}
+        assert (groups["old"], groups["young"]) == (Proportion(1, 1), Proportion(0, 1))
 
 
 def test_lines_of_other_pictures_are_told(data: Path) -> None:
@@ -124,6 +142,13 @@ def test_the_test_folder_of_what_was_trained_on(tmp_path: Path) -> None:
     }
     (note,) = result.notes
     assert "1 line(s)" in note
+
+
+def test_folders_of_the_labels_go_before_a_folder_called_test(data: Path) -> None:
+    result = evaluated(labelled(data, "test/female/x.jpg", "test/male/y.jpg"))
+    assert result.metrics.accuracy == Proportion(3, 6)
+    (note,) = result.notes
+    assert "folder(s) test are not among the model's labels" in note
 
 
 def test_a_folder_of_no_class_is_told(data: Path) -> None:

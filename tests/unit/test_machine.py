@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from gender_batch.cli import main
 from gender_batch.model import cuda
 from gender_batch.model.cuda import has_nvidia_gpu, libraries
-from gender_batch.scoring import cores, doctor
+from gender_batch.scoring import cores, doctor, state
 from gender_batch.scoring.doctor import MODEL_FOLDERS, SUMS, Found, Level, Plan, damaged, examine
 
 
@@ -100,6 +100,14 @@ def test_pixels_for_a_gpu_are_those_of_the_embedded_model(tmp_path: Path, monkey
     (finding,) = examine(Plan("auto", 10**6, tmp_path))
     assert finding.level is Level.NOTE
     assert "15,360.0 GB wanted" in finding.found
+
+
+def test_less_room_than_a_run_needs_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "CHECKS", {"folder": doctor._folder})
+    (enough,) = examine(Plan("cpu", 1, tmp_path))
+    monkeypatch.setattr(state, "LEAST_FREE", 2**62)
+    (little,) = examine(Plan("cpu", 1, tmp_path))
+    assert (enough.level, little.level, little.remedy) == (Level.OK, Level.PROBLEM, "make room")
 
 
 def test_a_check_that_breaks_is_a_problem_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,12 @@ def test_unknown_preprocessing_is_refused_and_named(preprocessing: dict[str, obj
     assert told in refusal(changed(preprocessing=preprocessing))
 
 
+@pytest.mark.parametrize("labels", [[], ["a"], ["a", "a"], ["a", "a", "b"]])
+def test_labels_are_two_or_more_different_names(labels: list[str]) -> None:
+    """Two columns of a row must not have one name: in JSON one of them would be lost."""
+    assert "not two or more different names" in refusal(changed(labels=labels))
+
+
 def test_a_class_called_as_the_answer_of_who_does_not_know_is_refused() -> None:
     assert "called 'uncertain'" in refusal(changed(labels=["female", "male", "uncertain"]))
 

@@ -242,6 +242,13 @@ def test_one_in_twenty_must_be_answered() -> None:
     assert (chosen.reached, chosen.value) == (False, 0.5)
 
 
+@pytest.mark.parametrize(("total", "usable"), [(400, True), (401, False)])
+def test_one_in_twenty_is_meant_exactly(total: int, usable: bool) -> None:
+    confidence = np.repeat([0.99, 0.6], [20, total - 20])
+    chosen = choose_threshold(*two_classes(confidence, np.arange(total) < 20), 0.98)
+    assert (chosen.reached, chosen.coverage.count) == ((True, 20) if usable else (False, total))
+
+
 def test_a_threshold_never_parts_confidences_that_rounding_could_swap() -> None:
     # A wrong one lies a millionth below 30 right ones: it cannot be left out without being at the mercy of rounding.
     confidence = np.concatenate([np.full(30, 0.900001), [0.9], np.full(30, 0.8)])
@@ -443,6 +450,17 @@ def test_the_threshold_is_the_same_whoever_is_on_the_pictures() -> None:
     assert (alone.precision.effective, alone.coverage.effective) == (None, None)
     assert grouped.coverage.effective is not None
     assert grouped.coverage.effective < 50
+
+
+def test_the_figures_of_a_threshold_know_who_is_on_which_picture() -> None:
+    random = np.random.default_rng(0)
+    people = np.repeat(np.arange(25), 4)
+    probabilities, truth = two_classes(random.uniform(0.5, 1, 100), random.random(25)[people] < 0.8)
+    chosen = choose_threshold(probabilities, truth, 0.95, people.astype(str).tolist())
+    answered, right = probabilities.max(axis=1) >= chosen.value, probabilities.argmax(axis=1) == truth
+    assert 20 <= answered.sum() < 100
+    assert chosen.coverage == Proportion.of(answered, people)
+    assert chosen.precision == Proportion.of(right[answered], people[answered])
 
 
 # Against scikit-learn

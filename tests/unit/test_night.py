@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gender_batch.prediction import Person, Prediction, Reason, Status
+from gender_batch.scoring import state as state_module
 from gender_batch.scoring.night import Night, Policy
 from gender_batch.scoring.state import FILES, Stamp, State, StateError, remove_state
 
@@ -108,8 +111,16 @@ def test_what_failed_for_a_moment_is_scored_again(folder: Folder, status: Status
 
     with State(folder.state, "model") as state:
         rows_of(Night(state, policy), Away(), sorted(str(path) for path in folder.root.iterdir()))
-    assert folder.night(policy)[0] == ["b", "c"]
+    (folder.root / "b").rename(folder.root / "moved")
+    assert folder.night(policy)[0] == ["c", "moved"]
     assert folder.night(policy)[0] == []
+
+
+def test_content_that_only_another_model_knows_is_scored(folder: Folder) -> None:
+    verify = Policy(verify_content=True)
+    folder.night(verify)
+    (folder.root / "a").rename(folder.root / "moved")
+    assert folder.night(verify, digest="another")[0] == ["b", "c", "moved"]
 
 
 def test_content_counts_where_it_is_asked_for(folder: Folder) -> None:
@@ -198,6 +209,20 @@ def test_a_run_that_is_cut_goes_on(folder: Folder) -> None:
     assert folder.night()[0] == ["c"]
 
 
+def test_a_changed_file_whose_run_is_cut_before_its_answer_is_scored_by_the_next_one(folder: Folder) -> None:
+    class Cut(Reader):
+        def rows(self, paths: Iterable[str]) -> Iterator[Prediction]:
+            assert next(iter(paths)) == str(folder.root / "b")
+            raise KeyboardInterrupt
+            yield
+
+    folder.night()
+    folder.write("b", "longer", mtime=2)
+    with pytest.raises(KeyboardInterrupt), State(folder.state, "model") as state:
+        rows_of(Night(state, Policy()), Cut(), sorted(str(path) for path in folder.root.iterdir()))
+    assert folder.night()[0] == ["b"]
+
+
 def test_reading_ahead_finds_all_in_any_order(tmp_path: Path) -> None:
     names = [f"/{number}{ending}".encode() for number in range(300) for ending in ("", "/a", "/b/c", ".jpg")]
     with State(tmp_path / "state.db", "model") as state:
@@ -233,7 +258,46 @@ def test_names_that_are_no_utf_8_come_back(tmp_path: Path) -> None:
     folder.night()
 
 
+def test_each_picture_that_is_found_and_each_that_is_scored_is_told(folder: Folder) -> None:
+    class Ahead(Reader):
+        def rows(self, paths: Iterable[str]) -> Iterator[Prediction]:
+            return super().rows(list(paths))
+
+    told: list[tuple[int, int]] = []
+    paths = sorted(str(path) for path in folder.root.iterdir())
+    with State(folder.state, "model") as state:
+        rows_of(Night(state, Policy(), lambda night: told.append((night.found, night.scored))), Ahead(), paths)
+    assert told == [(1, 0), (2, 0), (3, 0), (3, 1), (3, 2), (3, 3)]
+
+
+def test_a_known_file_that_cannot_be_read_any_more_is_scored_where_content_counts(folder: Folder) -> None:
+    class Locked(Reader):
+        def rows(self, paths: Iterable[str]) -> Iterator[Prediction]:
+            for path in paths:
+                self.asked.append(path)
+                yield Prediction(path, Status.UNREADABLE, error="locked")
+
+    folder.night(Policy(verify_content=True))
+    (folder.root / "b").chmod(0)
+    reader = Locked()
+    with State(folder.state, "model") as state:
+        rows = rows_of(Night(state, Policy(verify_content=True)), reader, [str(folder.root / name) for name in "abc"])
+    assert reader.asked == [str(folder.root / "b")]
+    assert [row.status for row in rows] == [Status.OK, Status.UNREADABLE, Status.OK]
+
+
+def test_only_the_volume_of_the_state_is_written_to(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(folder.root / "missing"))
+    assert folder.night()[0] == ["a", "b", "c"]
+
+
 # --- the file ---
+
+
+def test_on_a_nearly_full_disk_no_run_begins(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_module, "LEAST_FREE", 2**62)
+    with pytest.raises(StateError, match=r"MB are free on its volume .*; make room"):
+        State(folder.state, "model")
 
 
 def test_the_state_is_for_its_owner_alone(folder: Folder) -> None:
@@ -313,6 +377,16 @@ def test_a_damaged_state_is_told(folder: Folder, where: int) -> None:
         rows_of(Night(state, Policy()), Reader(), sorted(str(path) for path in folder.root.iterdir()))
     folder.state.unlink()
     folder.night()
+
+
+def test_nothing_is_left_of_the_state_of_a_killed_run(tmp_path: Path) -> None:
+    (tmp_path / "killed").mkdir()
+    with State(tmp_path / "state", "model") as state:
+        state.record(state.expect(b"/a", None), Prediction("/a", Status.EMPTY))
+        left = [shutil.copy(path, tmp_path / "killed") for path in tmp_path.iterdir() if path.is_file()]
+    assert len(left) > 1
+    remove_state(tmp_path / "killed" / "state")
+    assert os.listdir(tmp_path / "killed") == []
 
 
 def test_removing_what_is_not_there_is_no_error(tmp_path: Path) -> None:

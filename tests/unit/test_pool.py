@@ -17,7 +17,17 @@ from steps import SIDE, Dying, DyingOnce, FromSlowDisk, Obey, Paint, SlowInferen
 
 from gender_batch.pictures.ahead import FEWEST, READERS
 from gender_batch.prediction import Status
-from gender_batch.scoring.pool import CHUNK, LOOK_AHEAD, PLACES, SHORT_CHUNK, PoolError, WorkerPool, _Chunk, _Worker
+from gender_batch.scoring.pool import (
+    CHUNK,
+    LOOK_AHEAD,
+    PLACES,
+    SHORT_CHUNK,
+    START_LIMIT,
+    PoolError,
+    WorkerPool,
+    _Chunk,
+    _Worker,
+)
 from gender_batch.scoring.worker import Outcome, StepFactory
 
 LONG = 60.0
@@ -210,6 +220,16 @@ def test_a_picture_that_never_ends_costs_its_own_row(deed: str) -> None:
     assert dict(outcomes)[bad].error == "not done after 1 s"
 
 
+@pytest.mark.parametrize("status", [Status.TIMEOUT, Status.CRASHED])
+def test_what_was_done_in_the_last_instant_is_no_one_s_fault(status: Status) -> None:
+    pool, chunk = WorkerPool(Obey(), 1, LONG), _Chunk(["done", "in hand"], [])
+    chunk.outcomes[0] = Outcome(Status.OK)
+    worker = SimpleNamespace(process=SimpleNamespace(exitcode=-9))
+    for index in range(2):
+        pool._blame(worker, (chunk, index), status)  # type: ignore[arg-type]
+    assert [outcome and outcome.status for outcome in chunk.outcomes] == [Status.OK, status]
+
+
 def test_the_limit_is_one_picture_s_not_one_chunk_s() -> None:
     paths = [f"{number} slow" for number in range(SHORT_CHUNK)]  # 2.4 s together, 0.3 s each
     check(paths, scored(paths, count=1, timeout=1.5), {})
@@ -358,13 +378,14 @@ def test_a_worker_that_dies_at_its_start_costs_nothing(count: int, tmp_path: Pat
     assert (tmp_path / "marker").exists()
 
 
-def test_a_worker_killed_without_a_picture_in_hand_costs_nothing() -> None:
+def test_workers_killed_without_a_picture_in_hand_cost_nothing_where_others_are_answered_in_between() -> None:
+    paths = [f"picture {number}" for number in range(40)]
     with WorkerPool(Obey(), 1, LONG) as pool:
-        (_, outcome), *_ = list(pool.outcomes(["a"]))
-        assert outcome.width is not None
-        os.kill(outcome.width, signal.SIGKILL)
-        paths = [f"picture {number}" for number in range(40)]
-        check(paths, list(pool.outcomes(paths)), {})
+        for _ in range(START_LIMIT):
+            (_, outcome), *_ = list(pool.outcomes(["a"]))
+            assert outcome.width is not None
+            os.kill(outcome.width, signal.SIGKILL)
+            check(paths, list(pool.outcomes(paths)), {})
 
 
 # Bounded look-ahead

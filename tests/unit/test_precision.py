@@ -18,10 +18,11 @@ pytest.importorskip("onnx")
 
 from gender_batch_export.export import place
 from gender_batch_export.heldout import JUDGED, HeldOutError, held_out, spread
-from gender_batch_export.parity import CONFIDENT, LEAST_JUDGED, LIMITS, Limits, agreement
+from gender_batch_export.parity import CONFIDENT, LEAST_JUDGED, LIMITS, Limits, Parity, agreement
 from gender_batch_export.precision import Precision
 
 from gender_batch.pictures.preprocessing import Preprocessing
+from gender_batch.training.run import PICTURES
 
 FP16, INT8 = LIMITS[Precision.FP16], LIMITS[Precision.INT8]
 
@@ -68,6 +69,20 @@ def test_int8_agrees_on_998_of_1000_sure_ones(confident: int, passes: bool) -> N
     served = flipped(expected, *range(confident), 1000, 1001)
     truth[1000] = 1
     assert agreement(served, expected, truth, INT8).passed is passes
+
+
+@pytest.mark.parametrize(
+    ("parity", "passes"),
+    [
+        (Parity(10, 1e-4, 1e-6, 0), True),
+        (Parity(10, 1.01e-4, 1e-6, 0), False),
+        (Parity(10, 1e-6, 1e-6, 1), False),
+        (Parity(10, math.nan, math.nan, 0), False),
+        (Parity(0, 0.0, 0.0, 0), False),
+    ],
+)
+def test_float32_is_within_a_ten_thousandth_and_changes_no_label(parity: Parity, passes: bool) -> None:
+    assert parity.passed is passes
 
 
 def test_what_is_no_number_or_has_no_picture_does_not_pass() -> None:
@@ -128,6 +143,8 @@ def test_no_picture_calibrates_and_judges(tmp_path: Path) -> None:
     assert not calibration & gate
     assert calibration | gate == {f"val{number}.png" for number in range(20)} - {"val1.png"}
     assert len(calibration) == 10
+    read = calibration | gate | {f"test{number}.png" for number in range(1, 6)}
+    assert {Path(one.path).name for one in held.proof} == read
     assert [Path(one.path).name for one in held.figures] == [f"test{number}.png" for number in range(1, 6)]
     assert [one.label for one in held.figures] == [1, 0, 1, 0, 1]
     assert held.figures[0].attributes == {"age": "30-39", "race": "x"}
@@ -188,6 +205,17 @@ def test_help_and_documents_tell_the_limits_of_the_gates() -> None:
     assert f"| same label on {FP16.agreement:.1%};" in promise
     assert f"same label on {INT8.agreement:.1%}, and on {INT8.confident:.1%} of the pictures that it answers" in promise
     assert f"On fewer than {LEAST_JUDGED}" in promise
+
+
+def test_pictures_that_were_cut_out_are_taken_from_where_the_run_put_them(tmp_path: Path) -> None:
+    run, faces = tmp_path / "run", tmp_path / "faces"
+    run.mkdir()
+    faces.mkdir()
+    write_held_out(faces, {"val": 4}, [], [])
+    (faces / "heldout.csv").rename(run / "heldout.csv")
+    (run / "config.json").write_text(json.dumps({"data": str(tmp_path / "photos"), PICTURES: str(faces)}))
+    held = held_out(run, ("a", "b"), Preprocessing(size=4, resize=4))
+    assert {Path(one.path).parent for one in held.figures} == {faces}
 
 
 def test_without_a_test_the_figures_are_of_the_validation(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from samples import encoded, noise, smooth
 
 from gender_batch.pictures.preprocessing import (
     LONGEST_ASPECT,
+    FaceCrop,
     Preprocessing,
     PreprocessingError,
     bound_aspect,
@@ -122,6 +123,15 @@ def test_a_picture_that_misses_a_scale_by_little_is_decoded_at_it(
 @given(spec=specs())
 def test_round_trip(spec: Preprocessing) -> None:
     assert Preprocessing.from_dict(spec.to_dict()) == spec
+
+
+@pytest.mark.parametrize("margin", [0, 0.25, 2])
+def test_a_face_may_have_any_margin_up_to_two_of_its_sides(margin: float) -> None:
+    assert FaceCrop.from_dict({"margin": margin, "alignment": "landmarks"}).margin == margin
+    with pytest.raises(PreprocessingError, match="margin"):
+        FaceCrop(-0.01 - margin)
+    with pytest.raises(PreprocessingError, match="margin"):
+        FaceCrop(2.01 + margin)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,11 @@ def test_a_weak_or_missing_key_is_refused(tmp_path: Path) -> None:
         pseudonymiser(tmp_path / "none")
 
 
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_whatever_a_formula_begins_with_is_made_text(start: str) -> None:
+    assert spreadsheet_safe([f"{start}cmd", f"a{start}b", None, -1]) == [f"'{start}cmd", f"a{start}b", None, -1]
+
+
 @given(st.lists(st.one_of(st.none(), st.integers(), st.floats(allow_nan=False), st.text())))
 def test_no_text_begins_like_a_formula(values: list[str | float | int | None]) -> None:
     safe = spreadsheet_safe(values)

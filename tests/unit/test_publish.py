@@ -102,6 +102,28 @@ def test_an_error_leaves_the_old_file_and_nothing_else(error: type[BaseException
     assert names(tmp_path) == ["preds.csv"]
 
 
+def test_all_of_it_is_on_the_disk_before_it_takes_its_place_and_its_name_is_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        done.append("folder" if stat.S_ISDIR(status.st_mode) else f"{status.st_size} bytes")
+        fsync(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append("name")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    with published(tmp_path / "preds.csv") as file:
+        file.write(b"rows")
+    assert done == ["4 bytes", "name", "folder"]
+
+
 def test_an_error_without_an_old_file_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), published(tmp_path / "preds.csv"):
         raise RuntimeError
@@ -133,10 +155,10 @@ try:
     with published(Path({str(path)!r})) as file:
         file.write(bytes(2000))
 except OSError as error:
-    print(error.strerror)
+    print(error.strerror, error.filename, sep=": ")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "File too large\n"
+    assert done.stdout == f"File too large: {path}\n"
     assert path.read_bytes() == b"yesterday's"
     assert names(tmp_path) == ["preds.csv"]
 
@@ -253,6 +275,7 @@ def test_own_files_are_told_from_pictures(tmp_path: Path, monkeypatch: pytest.Mo
             assert f"inner/{name}" not in own
     for name in ("picture.jpg", "rows.csv.jpg", ".other.csv.abc.tmp", "x.tmp"):
         assert name not in own
+    assert "x.tmp" in OwnFiles([Path("x.tmp")])
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import io
 import os
 import random
 import socket
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Callable
@@ -100,6 +102,28 @@ def test_heic_is_read() -> None:
     assert np.abs(pixels(picture) - np.asarray(original)).mean() < 3
 
 
+@pytest.mark.parametrize(
+    ("frames", "major", "compatible"),
+    [(1, b"avif", b"mif1"), (1, b"mif1", b"avif"), (2, b"avis", b"mif1"), (2, b"mif1", b"avis"), (2, b"avif", b"avis")],
+)
+def test_an_avif_is_known_by_any_of_its_brands(frames: int, major: bytes, compatible: bytes) -> None:
+    more = [smooth(64, 48)] * (frames - 1)
+    data = bytearray(encoded(smooth(64, 48), "AVIF", quality=95, save_all=True, append_images=more))
+    brands = range(16, data[3], 4)
+    assert bytes(data[4:8]) == b"ftyp"
+    data[8:12] = major
+    for start in brands:
+        data[start : start + 4] = compatible if start == brands[-1] else b"mif1"
+    picture = decode_picture(bytes(data))
+    assert np.abs(pixels(picture) - np.asarray(smooth(64, 48))).mean() < 3
+
+
+def test_a_tiff_of_more_than_four_gigabytes_is_one_too() -> None:
+    data = encoded(noise(8, 8), "TIFF", big_tiff=True)
+    assert data[:4] == b"II+\0"
+    assert np.array_equal(pixels(decode_picture(data)), np.asarray(noise(8, 8)))
+
+
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
 def test_baseline_and_progressive_jpeg(options: dict[str, bool]) -> None:
     picture = decode_picture(encoded(smooth(64, 48), "JPEG", quality=95, **options))
@@ -134,6 +158,7 @@ def zipped() -> bytes:
         pytest.param(lambda: b"this is not a photo\n", id="text"),
         pytest.param(lambda: b"<html><body>403</body></html>", id="html"),
         pytest.param(lambda: b"\x00", id="one byte"),
+        pytest.param(lambda: b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0" + bytes(24), id="a sound"),
         pytest.param(lambda: b"BM and no bitmap: text that begins so", id="BM"),
         pytest.param(zipped, id="zip"),
         pytest.param(lambda: encoded(noise(16, 16), "ICO"), id="ICO"),
@@ -205,6 +230,8 @@ def test_damaged_webp_is_corrupt() -> None:
         pytest.param(b"BM" + bytes(12) + b"\x28\0\0\0", id="BMP"),
         pytest.param(b"II*\0\xff\xff\xff\xff", id="TIFF"),
         pytest.param(b"\0\0\0\x18ftypavif\0\0\0\0avifmif1", id="AVIF"),
+        # Another decoder would take it, which has no signature and guesses.
+        pytest.param(b"\0\0\2\x10ftypavif\2\0\2\0\x18\x20" + bytes(12), id="AVIF, and a TGA of four pixels"),
     ],
 )
 def test_a_signature_alone_is_corrupt_and_its_message_is_the_same_every_time(data: bytes) -> None:
@@ -272,6 +299,38 @@ def test_more_bytes_than_are_read_is_too_large(tmp_path: Path) -> None:
     assert refused_path(path).status is Status.TOO_LARGE
 
 
+def test_as_many_bytes_as_the_limit_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(bytes(100))
+    assert len(read.read_bytes(str(tmp_path / "a.jpg"), limit=100)) == 100
+    with pytest.raises(PictureError, match="100 bytes; the limit is 99 bytes"):
+        read.read_bytes(str(tmp_path / "a.jpg"), limit=99)
+
+
+def test_no_memory_for_a_file_or_its_pixels_is_too_large(tmp_path: Path) -> None:
+    (tmp_path / "pixels.bmp").write_bytes(bmp_header(9000, 9000))  # 324 MB
+    with (tmp_path / "bytes.jpg").open("wb") as file:
+        file.truncate(400_000_000)
+    program = """
+import resource, sys
+from pathlib import Path
+from PIL import Image
+from gender_batch.pictures.read import PictureError, read_picture
+Image.init()
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000, resource.RLIM_INFINITY))
+for name in ("pixels.bmp", "bytes.jpg"):
+    try:
+        read_picture(name)
+    except PictureError as error:
+        print(error.status, error.width, error.height, error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "too_large 9000 9000 no memory to decode it",
+        "too_large None None no memory to read it",
+    ]
+
+
 def test_what_is_missing_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nothing")
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
@@ -314,6 +373,15 @@ def test_without_permission_is_unreadable(unprivileged: Path) -> None:
     error = refused_path(path)
     assert error.status is Status.UNREADABLE
     assert str(error) == "Permission denied"
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o040, 0o004])
+def test_root_reads_what_anybody_may_read(mode: int, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("the kernel keeps its owner from a file that only others may read")
+    (tmp_path / "a.png").write_bytes(encoded(noise(8, 8), "PNG"))
+    (tmp_path / "a.png").chmod(mode)
+    assert read_picture(str(tmp_path / "a.png")).width == 8
 
 
 @pytest.mark.parametrize("path", ["a\0b.jpg", "\ud800.jpg"])
@@ -419,6 +487,8 @@ def test_wide_integers_beyond_are_scaled_by_their_own_range() -> None:
         ([0.0, 400.0, 1000.0], [0, 102, 255]),
         ([5.0, 5.0, 5.0], [0, 0, 0]),
         ([0.0, float("nan"), 1.0], [0, 0, 255]),
+        ([0.0, float("inf"), 1.0], [0, 0, 255]),
+        ([0.0, float("-inf"), 1.0], [0, 0, 255]),
     ],
 )
 def test_float_tiff_is_scaled(values: list[float], expected: list[int]) -> None:

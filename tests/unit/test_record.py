@@ -67,6 +67,11 @@ def test_what_is_in_the_file() -> None:
     assert content.keys() == {field.name for field in dataclasses.fields(RunRecord)}
 
 
+@pytest.mark.parametrize(("pictures", "seconds", "pace"), [(4, 0.5, 8.0), (0, 0.5, 0.0), (4, 0.0, None)])
+def test_pictures_per_second(pictures: int, seconds: float, pace: float | None) -> None:
+    assert Stage(pictures, seconds).pictures_per_second == pace
+
+
 def test_the_counters_of_a_run_serve_as_they_are(tmp_path: Path) -> None:
     night = dataclasses.replace(
         NIGHT, statuses=Counter({Status.OK: 8, Status.CORRUPT: 2}), labels=Counter(NIGHT.labels)
@@ -163,6 +168,7 @@ def test_a_record_of_a_newer_program(tmp_path: Path) -> None:
         ("labels", None),
         ("confidence", {}),
         ("confidence", {"mean": 1.1, "std": 0}),
+        ("confidence", {"mean": True, "std": 0}),
         ("confidence", {"mean": float("nan"), "std": 0}),
         ("confidence", [0.9, 0.1]),
         ("stages", {"reading": 5}),

@@ -383,6 +383,12 @@ def test_an_attribute_that_says_the_label_or_the_same_of_all_or_names_each_pictu
     assert by_group(attributes, labels, [True] * 80) == ()
 
 
+@pytest.mark.parametrize(("values", "groups"), [(1, 0), (2, 4), (50, 100), (51, 0)])
+def test_fifty_values_are_a_grouping_still(values: int, groups: int) -> None:
+    attributes = [{"age": str(number % values)} for number in range(102)]
+    assert len(by_group(attributes, ["a"] * 102, [True] * 102)) == groups
+
+
 def test_a_second_annotator_who_mostly_agrees_is_a_grouping() -> None:
     labels = ["female", "male"] * 3
     second = ["Female", "male", "female", "male", "female", "female"]

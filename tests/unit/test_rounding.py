@@ -62,6 +62,24 @@ def test_products_tell_how_large_any_output_is(kernel: int, stride: int, padding
     np.testing.assert_allclose(squares, expected, rtol=1e-4, atol=1e-3)
 
 
+def test_each_side_has_its_own_padding_and_each_direction_its_stride() -> None:
+    random = np.random.default_rng(0)
+    inputs, weights = smooth(random), random.normal(size=(6, 6, 3, 3))
+    top, left, bottom, right = pads = (0, 1, 2, 3)
+    convolution = onnx.helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=[3, 3], strides=[2, 1], pads=pads)
+    (sums,) = products(convolution, (3, 3), inputs)
+    each = weights.reshape(6, -1)
+    padded = torch.nn.functional.pad(torch.from_numpy(inputs).double(), (left, right, top, bottom))
+    outputs = torch.nn.functional.conv2d(padded, torch.from_numpy(weights), stride=(2, 1)).numpy()
+    np.testing.assert_allclose(np.diag(each @ sums @ each.T), np.square(outputs).sum(axis=(0, 2, 3)), rtol=1e-4)
+
+
+def test_codes_are_as_far_below_zero_as_above_at_most() -> None:
+    weights = np.array([-1, 1, -0.5, 0.5], np.float32).reshape(4, 1, 1, 1)
+    rounded = codes(weights, np.full(4, 1 / 200, np.float32), np.ones((1, 1, 1)))
+    assert rounded.reshape(-1).tolist() == [-127, 127, -100, 100]
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 6]))
 @settings(deadline=None, max_examples=30)
 def test_outputs_come_nearer_than_with_each_weight_rounded_by_itself(seed: int, groups: int) -> None:

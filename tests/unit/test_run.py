@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ onnx = pytest.importorskip("onnx")
 from gender_batch.model.metadata import KEY, Metadata, ModelError
 from gender_batch.model.session import Model, OutOfGpuMemoryError
 from gender_batch.pictures.preprocessing import Preprocessing
-from gender_batch.prediction import Status
+from gender_batch.prediction import Reason, Status
 from gender_batch.scoring import run
 from gender_batch.scoring.batches import BatchInference
 from gender_batch.scoring.pool import WorkerPool
-from gender_batch.scoring.run import Options, Scorer, Summary
+from gender_batch.scoring.run import Faces, Options, Scorer, Summary
 from gender_batch.scoring.worker import Outcome, Read
 
 METADATA = Metadata(
@@ -86,6 +87,15 @@ def test_rows_follow_the_threshold_and_the_order(brightness: Path, tmp_path: Pat
     assert summary.labels == {"bright": 2, "dark": 1, "uncertain": 1}
 
 
+def test_the_label_follows_from_the_probabilities_of_its_row(brightness: Path, tmp_path: Path) -> None:
+    model = onnx.load(brightness)
+    onnx.helper.set_model_props(model, {KEY: replace(METADATA, threshold=0.666667).to_json()})
+    onnx.save(model, tmp_path / "model.onnx")
+    with Scorer(Options(model=tmp_path / "model.onnx", device="cpu", workers=1)) as scorer:
+        (row,) = scorer.rows([grey(tmp_path / "grey.png", 170)])  # 0.66666...
+    assert (row.probabilities[0], row.label) == (0.666667, "bright")
+
+
 def test_what_is_installed_for_heic_decides_an_answer(brightness: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Scorer(Options(model=brightness, device="cpu"))
     digests = set()
@@ -93,6 +103,60 @@ def test_what_is_installed_for_heic_decides_an_answer(brightness: Path, monkeypa
         monkeypatch.setattr(run, "reads_heif", lambda answer=reads_heif: answer)
         digests.add(scorer.digest())
     assert len(digests) == 2
+
+
+def test_another_way_of_reading_or_of_looking_for_faces_decides_an_answer(
+    brightness: Path, detector: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorers = [Scorer(Options(model=brightness, faces=Faces(when, detector))) for when in ("never", "always")]
+    digests = {scorer.digest() for scorer in scorers}
+    for name, known in (("READING", 4), ("LOOKING", 5)):  # for the latter, those who look for none are the same
+        monkeypatch.setattr(run, name, "another")
+        digests |= {scorer.digest() for scorer in scorers}
+        assert len(digests) == known
+
+
+@pytest.mark.parametrize(
+    ("pictures", "when", "looks"),
+    [
+        ("photo", "auto", False),
+        ("photo", "always", True),
+        ("face", "auto", True),
+        ("face", "never", False),
+    ],
+)
+def test_faces_are_looked_for_where_the_model_knows_them_or_where_that_is_asked_for(
+    brightness: Path, detector: Path, tmp_path: Path, pictures: str, when: str, looks: bool
+) -> None:
+    model = onnx.load(brightness)
+    onnx.helper.set_model_props(model, {KEY: replace(METADATA, pictures=pictures).to_json()})
+    onnx.save(model, tmp_path / "model.onnx")
+    with Scorer(Options(tmp_path / "model.onnx", "cpu", 1, faces=Faces(when, detector))) as scorer:
+        (row,) = scorer.rows([grey(tmp_path / "grey.png", 255)])
+    assert (row.status, row.faces) == ((Status.NO_FACE, 0) if looks else (Status.OK, None))
+
+
+@pytest.mark.parametrize(
+    ("people", "label", "reason"),
+    [
+        ([[0.9, 0.1], [0.6, 0.4]], "bright", None),
+        ([[0.6, 0.4], [0.9, 0.1]], "uncertain", Reason.LOW_CONFIDENCE),
+        ([[0.9, 0.1], [0.4, 0.6]], "uncertain", Reason.PEOPLE_DIFFER),
+        ([[0.6, 0.4], [0.4, 0.6]], "uncertain", Reason.PEOPLE_DIFFER),
+    ],
+)
+def test_people_differ_where_what_is_most_probable_of_them_does_sure_or_not(
+    brightness: Path, people: list[list[float]], label: str, reason: Reason | None
+) -> None:
+    class Pool:
+        def outcomes(self, paths: Iterable[str]) -> Iterator[tuple[str, Outcome]]:
+            for path in paths:
+                yield path, Outcome(Status.OK, faces=2, boxes=((0, 0, 4, 4), (4, 0, 4, 4)), probabilities=people)
+
+    scorer = Scorer(Options(model=brightness, device="cpu"))
+    scorer._pool = Pool()  # type: ignore[assignment]
+    (row,) = scorer.rows(["couple.jpg"])
+    assert (row.label, row.reason, row.probabilities) == (label, reason, tuple(people[0]))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 11])
@@ -115,6 +179,13 @@ def test_batches_give_each_picture_its_own_answer(brightness: Path, count: int) 
             assert result.probabilities is not None
             expected = [20 * int(path) / 255] + [(20 * int(path) + 1) / 255] * (int(path) % 4)
             assert [values[0] for values in result.probabilities] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_time_of_a_batch_is_shared_by_the_squares(brightness: Path) -> None:
+    pictures = [(f"{count}", Outcome(Status.OK, np.zeros((count, 4, 4, 3), np.uint8), 8, 9)) for count in (1, 3)]
+    (_, one), (_, three) = BatchInference(Model(brightness), 4).answered(pictures)
+    assert one.inference > 0
+    assert three.inference == pytest.approx(3 * one.inference)
 
 
 def test_batches_do_not_wait_for_ever_behind_failed_pictures(brightness: Path) -> None:

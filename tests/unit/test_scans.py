@@ -96,9 +96,10 @@ def test_at_an_eighth_only_the_means_of_luminance_blocks_are_read() -> None:
         ((2,), 1),
         ((1, 2, 3), 0),
     ]
-    # Without subsampling, chrominance is shown by its means, too.
-    whole = without_late_scans(progressive(subsampling="4:4:4"), 12)
-    assert [scan[:2] for scan in scans(whole)][:2] == [((1, 2, 3), 0), ((1, 2, 3), 0)]
+    # Without subsampling, or with one across alone, chrominance is shown by its means, too.
+    for subsampling in ("4:4:4", "4:2:2"):
+        whole = without_late_scans(progressive(subsampling=subsampling), 12)
+        assert [scan[:2] for scan in scans(whole)][:2] == [((1, 2, 3), 0), ((1, 2, 3), 0)]
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
@@ -147,6 +148,12 @@ def test_a_thumbnail_in_the_exif_block_is_not_walked_into() -> None:
     assert exif in without_late_scans(data, 24)
     (_, short), (_, whole) = as_read(data, 24), as_whole(data, 24)
     assert np.abs(short - whole).mean() < 4
+
+
+def test_metadata_of_any_kind_are_passed_on() -> None:
+    data = progressive()
+    more = b"".join(bytes((0xFF, marker, 0, 5)) + b"abc" for marker in (*range(0xE1, 0xF0), 0xFE))
+    assert without_late_scans(data[:2] + more + data[2:], 24) == data[:2] + more + without_late_scans(data, 24)[2:]
 
 
 def test_fill_bytes_before_markers() -> None:
@@ -215,6 +222,36 @@ def test_scans_are_left_out_where_draft_reduces_by_four_or_more_and_nowhere_else
 )
 def test_irregular_files_and_others_are_handed_on_as_they_are(data: bytes) -> None:
     assert without_late_scans(data, 24) is data
+
+
+def last_of(data: bytes, marker: int) -> tuple[int, int]:
+    """Where the last such segment begins and ends, or what of it precedes a scan's data."""
+    *_, (start, end) = ((start, end) for kind, start, end in segments(data) if kind == marker)
+    return start, min(end, start + 2 + int.from_bytes(data[start + 2 : start + 4], "big"))
+
+
+@pytest.mark.usefixtures("looked_at_whole")
+@pytest.mark.parametrize("before", [b"", b"\x13" + bytes((1, *[0] * 16))], ids=["alone", "behind another"])
+@pytest.mark.parametrize(("codes", "status"), [((1, 1), Status.OK), ((1, 2), Status.CORRUPT), ((2,), Status.CORRUPT)])
+def test_a_table_that_is_full_is_refused_also_for_a_scan_that_would_be_left_out(
+    codes: tuple[int, ...], status: Status, before: bytes
+) -> None:
+    data = progressive()
+    start, end = last_of(data, 0xC4)
+    table = before + data[start + 4 : start + 5] + bytes((*codes, *[0] * (16 - len(codes)))) + bytes(sum(codes))
+    changed = data[:start] + b"\xff\xc4" + (2 + len(table)).to_bytes(2, "big") + table + data[end:]
+    assert as_whole(changed, 24)[0] is status
+    assert as_read(changed, 24)[0] is status
+
+
+@pytest.mark.usefixtures("looked_at_whole")
+@pytest.mark.parametrize(("bits", "status"), [(0xED, Status.OK), (0xFE, Status.CORRUPT)])
+def test_bits_that_libjpeg_refuses_are_refused_also_of_a_scan_that_would_be_left_out(bits: int, status: Status) -> None:
+    data = bytearray(progressive())
+    _, end = last_of(bytes(data), 0xDA)
+    data[end - 1] = bits
+    assert as_whole(bytes(data), 24)[0] is status
+    assert as_read(bytes(data), 24)[0] is status
 
 
 @pytest.mark.usefixtures("looked_at_whole")

@@ -17,7 +17,7 @@ from installed import REPOSITORY, read_csv
 from PIL import Image
 
 from gender_batch.model import session
-from gender_batch.model.cuda import page_locked
+from gender_batch.model.cuda import Missing, page_locked
 from gender_batch.model.metadata import KEY, ModelError
 from gender_batch.model.session import (
     CPU_INFO,
@@ -225,6 +225,16 @@ def test_a_gpu_that_cannot_score_is_not_taken_and_the_reason_is_told(
     assert told in model.device.reason
     size = model.metadata.preprocessing.size
     assert model.probabilities(np.zeros((1, size, size, 3), np.uint8)).sum() == pytest.approx(1, abs=1e-3)
+
+
+def test_libraries_that_are_missing_are_named_rather_than_what_they_lead_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = Missing("libcudnn.so.9 not found", "pip install nvidia-cudnn-cu13")
+    monkeypatch.setattr(session, "missing_for_cuda", lambda: None)
+    monkeypatch.setattr(session, "missing_libraries", lambda: missing)
+    monkeypatch.setattr(session, "_session", FailingGpu("CUDNN_FE failure 8", "scored"))
+    with pytest.raises(NoGpuError) as caught:
+        Model(None, "cuda")
+    assert str(caught.value) == f"--device cuda: {missing}"
 
 
 def test_a_file_that_is_no_model_is_not_blamed_on_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

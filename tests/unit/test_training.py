@@ -21,7 +21,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file
-from samples import dark_and_light
+from samples import dark_and_light, noise
 from watching import Interrupting, Told
 
 from gender_batch.evaluation.gallery import Answer
@@ -33,6 +33,7 @@ from gender_batch.training import loading, run
 from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.dataset import Dataset, DatasetError, Sample
 from gender_batch.training.fit import Labelled, fit, schedule
+from gender_batch.training.judge import HeldOut, judge
 from gender_batch.training.kept import choose
 from gender_batch.training.loading import Squares, batches
 from gender_batch.training.losses import Auxiliary, GroupLosses
@@ -585,7 +586,50 @@ def test_few_pictures_leave_the_statistics_of_the_features(tmp_path: Path, stati
     assert any("features" in name and "weight" in name for name in changed)
 
 
+def test_blocks_far_from_the_head_learn_less_and_only_kernels_decay(tmp_path: Path) -> None:
+    recipe = Recipe(
+        image_size=32, adapt_epochs=0, fine_epochs=4, batch_size=4, average=False, lr_fine=1e-3, layer_decay=0.5,
+        weight_decay=100,
+    )  # fmt: skip
+    network = Network(2)
+    before = {name: tensor.detach().clone() for name, tensor in network.backbone.features.named_parameters()}
+    fit(network, *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Told())
+    weights = State.load(tmp_path / "state.pt").weights
+
+    def shrunk(name: str) -> float:
+        return float(weights[f"backbone.features.{name}"].norm() / before[name].norm())
+
+    assert shrunk("18.0.weight") < 0.95
+    assert shrunk("0.0.weight") == pytest.approx(1, abs=1e-3)
+    assert shrunk("18.1.weight") == pytest.approx(1, abs=0.02)  # of a batch norm
+
+
 # Figures
+
+
+def test_figures_know_who_is_on_the_pictures_and_are_the_same_each_time(tmp_path: Path) -> None:
+    """Four copies of a picture of each person: all of them are right, or none is."""
+    for number in range(12):
+        noise(40, 40, seed=number // 4).save(tmp_path / f"{number}.png")
+    samples = tuple(
+        Sample(f"{n}.png", n // 4 % 2, f"person {n // 4}", {"age": "old" if n < 4 else "young"}) for n in range(12)
+    )
+    data = Dataset(tmp_path, ("x", "y"), (), samples[::-1], samples, (), "")
+    recipe = Recipe(image_size=32)
+    held_out = HeldOut.of(data, recipe, tmp_path, "face")
+    network = Network(2).eval()
+    found = judge(network, held_out, data, recipe, CPU, 0.9)
+    assert held_out.split == "test"
+    assert [answer.name for answer in found.answers] == [sample.name for sample in samples]
+    right, people = [answer.right for answer in found.answers], np.arange(12) // 4
+    assert found.metrics["test"].accuracy == Proportion.of(right, people)
+    assert found.threshold.coverage.effective is not None
+    young = Proportion.of(right[4:], people[4:]).to_dict()
+    figures = found.figures(data)
+    assert figures["groups"]["age"]["young"] == young != Proportion.of(right[4:]).to_dict()
+    assert {point.accuracy.total for point in found.scales} == {12}
+    assert all(point.accuracy.effective for point in found.scales)
+    assert judge(network, held_out, data, recipe, CPU, 0.9).figures(data) == figures
 
 
 def test_the_interval_of_all_folds_is_that_of_their_people() -> None:

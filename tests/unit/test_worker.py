@@ -1,13 +1,18 @@
 """scoring/worker.py: what is read is inferred together, and each picture gets its own answer."""
 
+import subprocess
+import sys
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gender_batch.faces.look import FaceSearch
 from gender_batch.model.session import DEFAULT_FOLDER, Model
+from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.prediction import Status
-from gender_batch.scoring.worker import Outcome, _Inference
+from gender_batch.scoring.worker import Outcome, Read, ReadAndInfer, _Inference
 
 
 def outcomes(model: Model, counts: list[int], seed: int) -> list[Outcome]:
@@ -43,6 +48,33 @@ def test_answers_are_to_the_last_bit_those_of_each_picture_alone_however_many_ar
             assert (after.status, after.width, after.height) == (before.status, before.width, before.height)
         assert len(begun) == ceil(9 / size)
     assert tried == set(infer.SIZES)
+
+
+def test_the_time_of_an_inference_is_shared_by_the_squares() -> None:
+    model = Model(DEFAULT_FOLDER / "apparent-gender.onnx", "cpu", threads=1)
+    one, three = _Inference(model)(outcomes(model, [1, 3], seed=0), lambda: None)
+    assert three.inference == pytest.approx(3 * one.inference)
+
+
+def test_all_of_a_file_is_read_where_faces_are_looked_for() -> None:
+    """They are looked at closer, by another decoding than the one that a network's square needs."""
+    spec = Preprocessing(size=160, resize=171)
+    for search, needed in ((None, spec.shorter_side), (FaceSearch(Path("detector.onnx")), None)):
+        assert Read(spec, search).shorter_side == needed
+        assert ReadAndInfer(Path("model.onnx"), spec, search).shorter_side == needed
+
+
+def test_less_memory_than_a_worker_would_allow_itself_is_no_obstacle() -> None:
+    program = """
+import resource
+from gender_batch.scoring import worker
+for hard in (worker.MEMORY + 2**40, worker.MEMORY):
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    worker._limit_memory()
+    print(worker.MEMORY <= resource.getrlimit(resource.RLIMIT_AS)[0] <= 4 * worker.MEMORY)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("True\nTrue\n", "")
 
 
 def test_the_quickest_size_is_kept() -> None:
