@@ -157,11 +157,12 @@ def _report(plan: Plan) -> list[str]:
                 beside.append(f"| {kind.name} | {ours:,.0f} | {' | '.join(cells)} |")
                 click.echo(beside[-1], err=True)
         found_faces = _report_portraits(plan, folder, faces)
-    lines += [
-        "",
-        f"From the start of the command to its first row: {statistics.median(starts):.2f} s. "
-        f"Most memory of all its processes together: {most_memory / 1e6:,.0f} MB (proportional set size).",
-    ]
+    if starts:
+        lines += [
+            "",
+            f"From the start of the command to its first row: {statistics.median(starts):.2f} s. "
+            f"Most memory of all its processes together: {most_memory / 1e6:,.0f} MB (proportional set size).",
+        ]
     if len(beside) > 2:
         lines += [
             "",

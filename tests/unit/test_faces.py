@@ -215,25 +215,35 @@ def test_what_is_beyond_the_picture_is_black_and_large_faces_are_reduced() -> No
     assert square[50, 53:].min() == 255
 
 
-@pytest.mark.parametrize(("side", "kept"), [(60, 60), (199, 199), (202, 101), (299, 149.5), (302, 302 / 3)])
-def test_a_square_is_reduced_but_not_below_what_is_needed(side: float, kept: float) -> None:
-    square = cut(Image.new("RGB", (400, 400)), placed(SPEC, 10, 20, side, 30), SPEC, needed=100)
-    assert square.width == square.height == pytest.approx(kept, abs=1)
+@pytest.mark.parametrize(("side", "kept"), [(0.2, 1), (60, 60), (99.5, 100), (100.5, 100), (199, 100), (900, 100)])
+@pytest.mark.parametrize("degrees", [0, 30])
+def test_a_square_has_the_pixels_that_are_needed_if_the_picture_has(side: float, kept: int, degrees: float) -> None:
+    square = cut(Image.new("RGB", (400, 300)), placed(SPEC, 10, 20, side, degrees), SPEC, needed=100)
+    assert square.size == (kept, kept)
 
 
-def test_size_and_centre_lie_halfway_between_what_landmarks_and_box_say() -> None:
-    by_box, by_landmarks = placed(SPEC, 100, 100, 160, 0), placed(SPEC, 130, 140, 90, 0)
-    box = (by_box.left, by_box.top, by_box.width, by_box.height)
-    found = frame(Face(*box, by_landmarks.landmarks, 0.9), SPEC)
-    assert found.side == pytest.approx(math.sqrt(160 * 90))
-    # The centres are at (180, 180) and (175, 185).
-    assert (found.left + found.side / 2, found.top + found.side / 2) == pytest.approx((177.5, 182.5))
+@given(
+    left=st.floats(-300, 700),
+    top=st.floats(-300, 700),
+    side=st.floats(1, 900),
+    degrees=st.floats(-180, 180),
+)
+def test_a_square_anywhere_is_cut_out(left: float, top: float, side: float, degrees: float) -> None:
+    found = frame(placed(SPEC, left, top, side, degrees), SPEC)
+    x0, y0, x1, y1 = found.around(400, 300)
+    assert 0 <= x0 < x1 <= 400
+    assert 0 <= y0 < y1 <= 300
+    cut(Image.new("RGB", (400, 300)), placed(SPEC, left, top, side, degrees), SPEC, needed=50)
 
 
-def test_landmarks_in_one_place_give_a_square_of_one_pixel() -> None:
-    nowhere = Face(10, 10, 20, 20, np.full((5, 2), 20.0), 0.9)
-    assert frame(nowhere, SPEC).side == 0
-    assert cut(Image.new("RGB", (40, 40)), nowhere, SPEC, needed=10).size == (1, 1)
+@pytest.mark.parametrize("degrees", [0, 25, -90, 180])
+def test_a_large_square_is_shrunk_to_where_it_is(degrees: float) -> None:
+    y, x = np.mgrid[0:900, 0:900]
+    coordinates = Image.fromarray(np.rint(np.stack([x / 4, y / 4, 0 * x], axis=2)).astype(np.uint8))
+    square = np.asarray(cut(coordinates, placed(SPEC, 430, 440, 300, degrees), SPEC, needed=100)).astype(float)
+    for column, row in ((10, 10), (80, 30), (50, 90)):
+        place = complex(430, 440) + 3 * direction(degrees) * complex(column + 0.5, row + 0.5)
+        assert square[row, column, :2] * 4 == pytest.approx((place.real, place.imag), abs=5)
 
 
 # --- look ---
