@@ -23,8 +23,13 @@ SIDES = (320, 640, 160)
 that fill the picture the last."""
 
 SMALL = 0.45
-"""Share of a photo's shorter side from which on its face is cut out of the first decoding. A smaller one needs another
-decoding, at the scale that gives it enough pixels; for a larger one more is decoded than it needs."""
+"""Share of a photo's shorter side from which on its face is cut out of the first decoding. A smaller one may need
+another, at the scale that gives it enough pixels; for a larger one more is decoded than it needs."""
+
+ENOUGH_OF_FACE = 0.75
+"""Share of the pixels that the network takes with which a face is cut out of what is decoded already, and enlarged. Of
+1,376 faces in photos of 1080 pixels, 22 to 40% of their side, half got such pixels in place of a second decoding's: as
+many were answered right, and the mean log-loss changed by 0.0007, with a standard error of 0.0010."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,12 @@ class Looker:
         self.search = search
         self._crop = preprocessing.face or FaceCrop()
         self._needed = preprocessing.resize
+        self._enough = ENOUGH_OF_FACE * self._needed
         self._detector = Detector(search.detector)
 
     def look(self, data: bytes) -> Seen:
         """The faces in the picture whose file holds `data`. Raises PictureError."""
-        picture = decode_picture(data, round(max(ENOUGH * SIDES[0], self._needed / SMALL)))
+        picture = decode_picture(data, round(max(ENOUGH * SIDES[0], self._enough / SMALL)))
         image, found, seconds = picture.image, [], 0.0
         for side in SIDES:
             if max(image.size) < ENOUGH * side and image.width < picture.width:
@@ -77,7 +83,7 @@ class Looker:
 
         chosen = found if self.search.every else comparable(found)
         smallest = min((frame(face, self._crop).side for face in chosen), default=float(self._needed))
-        if smallest < self._needed and image.width < picture.width:
+        if smallest < self._enough and image.width < picture.width:
             shorter = ceil(min(image.size) * self._needed / smallest)
             before, image = image, decode_picture(data, shorter).image
             chosen = [face.scaled(image.width / before.width) for face in chosen]
