@@ -170,7 +170,7 @@ def train(
     The class names are the folder names. Two phases: adaptation trains a new head on frozen features,
     fine-tuning trains all weights at a small rate. The best epoch, the last or the mean of both is kept, by
     validation loss; of the program's own features, or a checkpoint's, the mean of the first and the last weights,
-    unless that is worse by more than chance.
+    unless that is worse than the last ones by more than chance.
     """
     if adapt_epochs + fine_epochs == 0:
         raise click.UsageError("--adapt-epochs and --fine-epochs cannot both be 0")

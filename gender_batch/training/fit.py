@@ -135,7 +135,7 @@ def fit(
     network.features.requires_grad_(True)
     _Phase(training, _fine_tuned(network, auxiliary, recipe), recipe.fine_epochs).run()
 
-    # 4. A mean with the start, the best epoch of both phases, the last one or the mean of the two is the result.
+    # 4. A mean with the start, the last epoch, the best one of both phases or the mean of the two is the result.
     state.kept, weights = _result(training)
     network.load_state_dict(weights)
     network.eval()

@@ -34,7 +34,7 @@ from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.dataset import Dataset, DatasetError, Sample
 from gender_batch.training.fit import Labelled, fit, schedule
 from gender_batch.training.judge import HeldOut, judge
-from gender_batch.training.kept import choose
+from gender_batch.training.kept import candidates, choose
 from gender_batch.training.loading import Squares, batches
 from gender_batch.training.losses import Auxiliary, GroupLosses
 from gender_batch.training.network import EMBEDDING, Checkpoint, Network, WeightsError, load_initial_weights
@@ -537,6 +537,28 @@ def test_with_class_weights_a_rare_class_is_answered_as_often_as_a_common_one(tm
         assert min(epoch.val_loss for epoch in history) == pytest.approx(expected, abs=0.01)
     assert answers[False] == pytest.approx(0.25, abs=0.07)
     assert answers[True] == pytest.approx(0.5, abs=0.07)
+
+
+@pytest.mark.parametrize(
+    ("known", "stale", "names"),
+    [
+        (True, 0, ["mean of the first and the last weights", "last epoch"]),
+        (True, 3, ["mean of the first and the last weights", "last epoch"]),
+        (False, 0, ["last epoch"]),
+        (False, 3, ["best epoch", "last epoch", "mean of the best and the last epoch"]),
+    ],
+)
+def test_an_epoch_that_was_chosen_by_validation_is_no_candidate_of_known_features(
+    known: bool, stale: int, names: list[str]
+) -> None:
+    first, best, last = ({"weight": torch.full((2,), value)} for value in (1.0, 2.0, 4.0))
+    state = State("", stale_epochs=stale, best_weights=best, first_weights=first)
+    found = candidates(state, last, known)
+    assert list(found) == names
+    means = {"mean of the first and the last weights": 2.5, "mean of the best and the last epoch": 3.0}
+    assert {name: float(found[name]["weight"][0]) for name in names if name in means} == {
+        name: mean for name, mean in means.items() if name in names
+    }
 
 
 def test_of_known_features_what_is_better_by_luck_only_is_not_taken() -> None:
