@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gender_batch.evaluation.groups import by_group
 from gender_batch.evaluation.metrics import Proportion, measure, numbered
 from gender_batch.model.metadata import ModelError
-from gender_batch.model.session import Model
+from gender_batch.model.session import Model, NoProbabilitiesError
 from gender_batch.training.network import Checkpoint
 from gender_batch.training.run import CHECKPOINT
 from gender_batch_export.card import Variant, model_card
@@ -188,6 +188,9 @@ def _lower(float32: Path, precision: Precision, gate: _Gate) -> _Candidate | str
             write_int8(float32, file, float_convolutions, gate.calibration)
         try:
             served = served_probabilities(_open(file, precision), gate.pictures)
+        except NoProbabilitiesError:
+            told = "numbers beyond the range of the format"
+            continue
         except ModelError as error:
             return f"{error}; it is not written"
         finite = precision is not Precision.FP16 or not overflows(file, gate.calibration)
@@ -195,7 +198,8 @@ def _lower(float32: Path, precision: Precision, gate: _Gate) -> _Candidate | str
         candidate = _Candidate(precision, file, proof, float_convolutions)
         if proof.passed:
             return candidate
-    return f"does not give the checkpoint's answers: {candidate}; it is not written"
+        told = str(candidate)
+    return f"does not give the checkpoint's answers: {told}; it is not written"
 
 
 def _open(file: Path, precision: Precision) -> Model:

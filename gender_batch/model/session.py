@@ -39,6 +39,10 @@ OUT_OF_MEMORY = ("failed to allocate", "out of memory", "alloc_failed", "allocat
 for it."""
 
 
+class NoProbabilitiesError(ModelError):
+    """The file's answers are no probabilities."""
+
+
 class NoGpuError(Exception):
     """CUDA was required and the session did not get it. The message says what is missing."""
 
@@ -96,11 +100,13 @@ class Model:
         return output
 
     def _check(self) -> None:
-        """A file whose weights are not numbers would answer every picture, with `uncertain`. Raises ModelError."""
+        """A file whose weights are not numbers would answer every picture, with `uncertain`.
+
+        Raises NoProbabilitiesError."""
         size = self.metadata.preprocessing.size
         answer = self.probabilities(np.zeros((1, size, size, 3), np.uint8))[0]
         if not abs(float(answer.sum()) - 1) < _ROUNDING:
-            raise ModelError(
+            raise NoProbabilitiesError(
                 f"{self.path}: it answers a black picture with {', '.join(map(str, answer))}, which are no "
                 "probabilities; export the model again with `gender-batch export`"
             )
