@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from gender_batch.evaluation.groups import Group
-from gender_batch.evaluation.metrics import Metrics, Proportion
+from gender_batch.evaluation.metrics import Metrics, Proportion, with_interval
 from gender_batch.evaluation.text import printable
 from gender_batch.model.metadata import Metadata
 from gender_batch_export.heldout import JUDGED, HeldOut
@@ -223,4 +223,4 @@ def _figures(split: str, figures: dict[str, Any], threshold: float) -> str:
 def _share(proportion: dict[str, Any]) -> str:
     if proportion["value"] is None:
         return "none"
-    return f"{proportion['value']:.2%} [{proportion['low']:.2%}, {proportion['high']:.2%}]"
+    return with_interval(proportion["value"], (proportion["low"], proportion["high"]))

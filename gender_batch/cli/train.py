@@ -243,19 +243,21 @@ def train(
 
 
 def _tell_folds(validated: CrossValidation, folder: Path) -> None:
-    low, high = validated.interval
+    from gender_batch.evaluation.metrics import with_interval
+
     click.echo(f"accuracies of the folds {', '.join(f'{accuracy:.2%}' for accuracy in validated.accuracies)}")
     of = f"{len(validated.answers):,} pictures of {validated.people:,} people"
-    click.echo(f"mean accuracy {validated.mean:.2%} [{low:.2%}, {high:.2%}] of {of}")
+    click.echo(f"mean accuracy {with_interval(validated.mean, validated.interval)} of {of}")
     click.echo(f"reports and checkpoints in {folder}/fold-*; without --folds all the people train one model")
 
 
 def _tell(result: Result, target_precision: float) -> None:
+    from gender_batch.evaluation.metrics import with_interval
+
     for name, metrics in (("validation", result.val), ("test", result.test)):
         if metrics:
-            low, high = metrics.accuracy.interval
-            accuracy = f"{metrics.accuracy.value:.2%} [{low:.2%}, {high:.2%}] of {metrics.pictures}"
-            click.echo(f"{name + ' accuracy':<19} {accuracy}")
+            accuracy = with_interval(metrics.accuracy.value, metrics.accuracy.interval)
+            click.echo(f"{name + ' accuracy':<19} {accuracy} of {metrics.pictures}")
     if not result.threshold.reached:
         click.echo(f"--target-precision {target_precision} is not reached at any threshold", err=True)
     click.echo(f"uncertain below {result.threshold.value:g}: {(result.test or result.val).coverage} answered, "

@@ -30,6 +30,12 @@ SEPARATION = 4e-6
 more than rounding to 6 decimals (5e-7) and float32 (6e-8) can move a confidence."""
 
 
+def with_interval(share: float, interval: tuple[float, float]) -> str:
+    """A share, 0..1, and its interval in percent: 92.40% [91.16%, 93.48%]."""
+    low, high = interval
+    return f"{share:.2%} [{low:.2%}, {high:.2%}]"
+
+
 @dataclass(frozen=True)
 class Proportion:
     """`count` of `total`, with a 95% interval.
@@ -93,8 +99,7 @@ class Proportion:
     def __str__(self) -> str:
         if not self.total:
             return "none"
-        low, high = self.interval
-        return f"{self.value:.2%} [{low:.2%}, {high:.2%}] of {self.total:,}"
+        return f"{with_interval(self.value, self.interval)} of {self.total:,}"
 
     def to_dict(self) -> dict[str, Any]:
         low, high = self.interval
