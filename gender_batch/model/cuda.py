@@ -63,9 +63,21 @@ def missing_for_cuda() -> Missing | None:
         return Missing(f"this onnxruntime is built without CUDA{both}", REINSTALL)
     missing = _missing_driver(_built_for())
     if missing is None:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, where rows may go
-            onnxruntime.preload_dlls()
+        load_libraries()
     return missing
+
+
+def load_libraries() -> None:
+    """Load those of NVIDIA's libraries that pip has installed.
+
+    ONNX Runtime forgets one: NVRTC, with which cuDNN compiles kernels, does not look for its builtins beside itself.
+    """
+    import onnxruntime
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, where rows may go
+        onnxruntime.preload_dlls()
+    for builtins in Path(onnxruntime.__file__).parents[1].glob("nvidia/*/lib/libnvrtc-builtins.so.*"):
+        _loads(str(builtins))
 
 
 def missing_libraries() -> Missing | None:
