@@ -38,7 +38,7 @@ BATCHES = (32, 64, 128, 256, 512)
 @click.command()
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report there.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--files", default=2000, show_default=True, type=click.IntRange(2 * FEW), help="Pictures for each core.")
+@click.option("--files", default=4000, show_default=True, type=click.IntRange(2 * FEW), help="Pictures for each core.")
 @click.option("--device", default="cuda", show_default=True, help="cpu shows that all runs, and no figure of use.")
 def main(out: Path | None, rounds: int, files: int, device: str) -> None:
     """Measure, print the report, and write it with the machine and the versions."""
@@ -73,9 +73,7 @@ def _row(kind: Kind, model: Model, place: Path, files: int, rounds: int) -> str:
         found["decode"].append(ceiling.on_all_cores("decode", model.path, paths))
         found["infer"].append(_inference_alone(model, GPU_BATCH))
         out = place / "rows.csv"
-        ours, _ = rate(
-            lambda count, out=out: classify(place / str(count), out, model.device.name), files, found["memory"]
-        )
+        ours, _ = rate(lambda count, out=out: classify(place / str(count), out, model.device.name), files)
         found["classify"].append(ours)
         found["ratio"].append(ours / min(found["decode"][-1], found["infer"][-1]))
     decode, infer, ours, ratio = (statistics.median(found[key]) for key in ("decode", "infer", "classify", "ratio"))
