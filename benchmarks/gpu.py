@@ -7,16 +7,19 @@ Measured alternately in one run, several rounds, of which the median counts.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 
 import click
 import numpy as np
+import onnxruntime as ort
 
 from benchmarks import ceiling
 from benchmarks.photos import Kind, kinds, make_set
@@ -81,14 +84,33 @@ def _row(kind: Kind, model: Model, place: Path, files: int, rounds: int) -> str:
 
 
 def _batch_sizes(model: Model, rounds: int) -> Iterator[str]:
-    """What the choice of GPU_BATCH rests on: inference alone, pixels copied to the device and answers back."""
+    """What the choices of GPU_BATCH and of a layout rest on: inference alone, pixels copied to the device and answers
+    back."""
+    ways = {"GPU infers alone": model}
+    if model.device.name == "cuda" and (other := _channels_last(model)):
+        ways["the same with prefer_nhwc"] = other
     found = defaultdict(list)
     for _ in range(rounds):
-        for size in BATCHES:
-            found[size].append(_inference_alone(model, size))
+        for way, size in product(ways, BATCHES):
+            found[way, size].append(_inference_alone(ways[way], size))
     yield "| pictures at a time | " + " | ".join(map(str, BATCHES)) + " |"
     yield "|---" * (len(BATCHES) + 1) + "|"
-    yield "| GPU infers alone | " + " | ".join(f"{statistics.median(found[size]):,.0f}" for size in BATCHES) + " |"
+    for way in ways:
+        yield f"| {way} | " + " | ".join(f"{statistics.median(found[way, size]):,.0f}" for size in BATCHES) + " |"
+
+
+def _channels_last(model: Model) -> Model | None:
+    """The model with an option of ONNX Runtime's CUDA provider that may suit the GPU better; None where it fails."""
+    other = copy.copy(model)
+    try:
+        provider = ("CUDAExecutionProvider", {"prefer_nhwc": "1"})
+        other._session = ort.InferenceSession(str(model.path), providers=[provider], enable_fallback=0)
+        side = model.metadata.preprocessing.size
+        other.bound(GPU_BATCH)(np.zeros((GPU_BATCH, side, side, 3), np.uint8))
+    except Exception as error:  # noqa: BLE001 - an attempt must not cost the other figures
+        click.echo(f"prefer_nhwc: {error}", err=True)
+        return None
+    return other
 
 
 def _inference_alone(model: Model, size: int, seconds: float = 2.0) -> float:
