@@ -64,8 +64,8 @@ def evaluate(
 
     `groups_file` is a CSV with a column `path` (relative to `data` or to its parent) and any others. A column `group`
     names who is on a picture, `split` and `label` are passed over; each of the others gives a table, and so does each
-    together with the label. `tell` gets the numbers of rows and of failed ones. Raises LabelsError, NoPictureError among
-    them, and PoolError.
+    together with the label. `tell` gets the numbers of rows and of failed ones. Raises LabelsError (NoPictureError
+    is one) and PoolError.
     """
     labels = scorer.metadata.labels
     root = _root(data, labels)
