@@ -205,19 +205,19 @@ def classify(
             sheet = _sheet() if gallery else None
             night = None
             if kept:
-                night = stack.enter_context(Night(kept, Policy(retry_failed, verify_content), progress.night))
-                with run.timed("scoring"):
-                    night.score(scorer, found)
+                policy = Policy(retry_failed, verify_content)
+                night = run.night = stack.enter_context(Night(kept, policy, progress.night))
             protect = privacy.protection(name_of, spreadsheet_safe and suffix == ".csv")
-            with run.timed("writing"), published(target) if target else nullcontext(sys.stdout.buffer) as file:
-                with write_rows(file, suffix, columns(labels)) as rows:
-                    for picture in night.rows() if night else scorer.rows(found):
+            with published(target) if target else nullcontext(sys.stdout.buffer) as file:
+                with write_rows(file, suffix, columns(labels)) as rows, run.timed():
+                    for picture in night.rows(scorer, found) if night else scorer.rows(found):
                         for row in picture.every_face() if every_face else (picture,):
                             rows.write(protect(row.values(len(labels))))
                         run.summary.add(picture)
                         if sheet:
                             sheet.add(picture)
-                        progress.row(run.summary.pictures, run.summary.failed)
+                        if not night:
+                            progress.row(run.summary.pictures, run.summary.failed)
                 if run.summary.pictures < min_pictures:
                     few = f"{run.summary.pictures:,} pictures found, fewer than --min-pictures {min_pictures:,}"
                     fail(f"{few}: is everything mounted? {run.outcome()}", Exit.NO_PICTURE, log.error)

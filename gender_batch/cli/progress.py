@@ -106,12 +106,12 @@ class ScoringProgress:
             self.status.stop()
 
     def night(self, night: Night) -> None:
-        """While pictures are found, and scored where they must be."""
-        if (night.found + night.scored) % self.LOOK_EVERY == 0:
-            self._tell(night.found, found=night.found, scored=night.scored)
+        """While pictures are found, scored where they must be, and their rows written."""
+        if (night.found + night.scored + night.given) % self.LOOK_EVERY == 0:
+            self._tell(night.found, found=night.found, scored=night.scored, rows=night.given)
 
     def row(self, pictures: int, failed: int) -> None:
-        """While rows are written."""
+        """While rows come, where there is no state."""
         if pictures % self.LOOK_EVERY == 0:
             self._tell(pictures, rows=pictures, failed=failed)
 

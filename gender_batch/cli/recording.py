@@ -13,6 +13,7 @@ from gender_batch.cli.log import Log
 from gender_batch.outputs.record import Confidence, RunRecord, Stage, versions
 from gender_batch.pictures.find import Walk
 from gender_batch.prediction import Status
+from gender_batch.scoring.night import Night
 from gender_batch.scoring.run import Scorer, Summary
 
 
@@ -25,15 +26,17 @@ class Run:
         self.scorer: Scorer | None = None
         self.published = False
         self.started, self.began = datetime.now(UTC), time.monotonic()
-        self.seconds: dict[str, float] = {}
+        self.night: Night | None = None
+        self.seconds = 0.0
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
+    def timed(self) -> Iterator[None]:
+        """The scoring and writing of all pictures."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[stage] = time.monotonic() - began
+            self.seconds = time.monotonic() - began
 
     @property
     def so_far(self) -> float:
@@ -54,7 +57,7 @@ class Run:
     def shares(self) -> dict[str, float]:
         """Of each stage the share of the run's time, 0..1, for which those who do it were busy with it.
 
-        On a GPU inference goes on while workers read, so that the sum may be more than 1.
+        Rows are written, and on a GPU pictures inferred, while workers read, so that the sum may be more than 1.
         """
         scorer, whole = self.scorer, self.so_far
         if not scorer or not scorer.pictures:
@@ -65,8 +68,8 @@ class Run:
             **({"find faces": scorer.finding / scorer.workers} if scorer.search else {}),
             "infer": scorer.inference / (1 if scorer.device.name == "cuda" else scorer.workers),
         }
-        if "scoring" in self.seconds:  # otherwise rows are written while others are scored
-            seconds["write"] = self.seconds["writing"]
+        if self.night:
+            seconds["write"] = self.night.giving
         return {stage: round(busy / whole, 4) for stage, busy in seconds.items()}
 
     def tell_summary(self, log: Log, scorer: Scorer) -> None:
@@ -124,8 +127,11 @@ class Run:
             mean = summary.confidences / answered
             confidence = Confidence(mean, max(0.0, summary.squared_confidences / answered - mean * mean) ** 0.5)
         scored = scorer.pictures if scorer else 0
-        counts = {"scoring": scored, "writing": summary.pictures}
-        stages = {stage: Stage(counts[stage], seconds) for stage, seconds in self.seconds.items()}
+        stages = {}
+        if self.seconds:
+            stages["scoring"] = Stage(scored, self.seconds - (self.night.giving if self.night else 0.0))
+        if self.night:
+            stages["writing"] = Stage(summary.pictures, self.night.giving)
         if scorer:  # these: seconds of all workers together
             for stage in ("reading", "decoding", "inference", *(["finding"] if scorer.search else [])):
                 stages[stage] = Stage(scored, getattr(scorer, stage))

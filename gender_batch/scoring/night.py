@@ -1,22 +1,24 @@
-"""One run over a state: which pictures must be scored, and in the end the rows of all, in the order they were found."""
+"""One run over a state: which pictures must be scored, and the rows of all, in the order they were found."""
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gender_batch.pictures.read import content_digest
 from gender_batch.prediction import Prediction
 from gender_batch.scoring.state import Known, Stamp, State, StateError
 
-CHUNK = 1000
-"""Rows fetched from the state at a time."""
+CHUNK = 256
+"""Rows fetched from the state, and given, at a time: in the 2 ms that it takes no worker runs out of work."""
 
 
 @dataclass(frozen=True)
@@ -38,50 +40,70 @@ class Scoring(Protocol):
 
 
 class Night:
-    """A context manager: `score` what must be scored, then draw the `rows`. Memory does not grow with the pictures.
+    """A context manager: draw the `rows`, for which what must be scored is scored. Memory does not grow with the
+    pictures.
 
-    Counts while it goes: `found` files, of which `scored` were scored in this run; `told` is called after each.
-    All methods raise StateError.
+    Counts while it goes: `found` files, of which `scored` were scored in this run, and `given` have had their row;
+    `told` is called after each. `giving` is the seconds that rows took, once they were known, with all that was done
+    to them by who drew them. All methods raise StateError.
     """
 
     def __init__(self, state: State, policy: Policy, told: Callable[[Night], None] = lambda _: None) -> None:
         self.state, self.policy, self.told = state, policy, told
-        self.found = self.scored = 0
+        self.found = self.scored = self.given = 0
+        self.giving = 0.0
         self._folder = os.getcwdb() + b"/"
-        self._expected: deque[tuple[int, Stamp | None, bytes | None]] = deque()
-        self._spool = _Spool(state.path.parent)
+        self._expected: deque[_Expected] = deque()
+        self._queue = _Queue(state.path.parent)
         self._seen = bytearray()
 
     def __enter__(self) -> Night:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._spool.close()
+        self._queue.close()
 
-    def score(self, scorer: Scoring, paths: Iterable[str]) -> None:
-        """Bring the state up to date with the files. Raises what the scorer raises, too."""
+    def rows(self, scorer: Scoring, paths: Iterable[str]) -> Iterator[Prediction]:
+        """One row per path, in their order, soon after it is known: while they are written others are scored.
+
+        Raises what the scorer raises, too.
+        """
         for row in scorer.rows(self._to_score(paths)):
-            identifier, stamp, content = self._expected.popleft()
+            identifier, _, stamp, content = self._expected.popleft()
             if content is not None and _stamp(row.path) != stamp:
                 content = None  # it changed meanwhile: whose digest this is cannot be told
             self.state.record(identifier, row, content)
             self.scored += 1
             self.told(self)
+            yield from self._known_rows(CHUNK)
+        yield from self._known_rows(1)
 
-    def rows(self) -> Iterator[Prediction]:
-        """One row per path that was scored or known, in the order of the paths."""
-        for identifiers in self._spool.chunks():
+    def _known_rows(self, least: int) -> Iterator[Prediction]:
+        """The next rows in chunks, as long as at least so many are known."""
+        while (count := min(CHUNK, self._first_expected() - self.given)) >= least:
+            began = time.perf_counter()
+            identifiers = self._queue.peek(count)
             wanted = {abs(identifier) for identifier in identifiers}
             rows = self.state.rows(wanted)
-            if len(rows) != len(wanted):
-                raise StateError(f"{self.state.path}: {len(wanted) - len(rows)} rows are missing: a defect of ours")
+            if missing := wanted - rows.keys():
+                if missing <= {expected.identifier for expected in self._expected}:
+                    return  # they were named once more, have changed, and are scored again
+                raise StateError(f"{self.state.path}: {len(missing)} rows are missing: a defect of ours")
+            self._queue.drop(count)
             self._seen.extend(bytes(max(0, max(rows) + 1 - len(self._seen))))
             for identifier in identifiers:
                 path, answer = rows[abs(identifier)]
                 self._seen[abs(identifier)] = 1
                 # Below zero: it was named relative to the current folder.
                 name = path.removeprefix(self._folder) if identifier < 0 else path
+                self.given += 1
+                self.told(self)
                 yield Prediction(os.fsdecode(name), *answer)
+            self.giving += time.perf_counter() - began
+
+    def _first_expected(self) -> int:
+        """How many of the paths so far have an answer before the first that has none."""
+        return self._expected[0].place if self._expected else self.found
 
     def forget_others(self) -> None:
         """Let the state forget pictures that were not among the rows; to be called when these are published."""
@@ -89,9 +111,8 @@ class Night:
             self.state.keep_only(self._seen)
 
     def _to_score(self, paths: Iterable[str]) -> Iterator[str]:
-        """Those paths that must be scored; every path's id goes to the spool."""
+        """Those paths that must be scored; every path's id goes to the queue."""
         for path in paths:
-            self.found += 1
             relative = not path.startswith("/")
             key = self._folder + os.fsencode(path) if relative else os.fsencode(path)
             stamp = _stamp(path)
@@ -99,11 +120,12 @@ class Night:
             known = self.state.find(key)
             answered = self._answered(known, key, stamp, content)
             identifier = answered or self.state.expect(key, stamp)
-            self._spool.add(-identifier if relative else identifier)
-            if answered is None:
-                self._expected.append((identifier, stamp, content))
-                yield path
+            self._queue.add(-identifier if relative else identifier)
+            self.found += 1
             self.told(self)
+            if answered is None:
+                self._expected.append(_Expected(identifier, self.found - 1, stamp, content))
+                yield path
 
     def _answered(self, known: Known | None, key: bytes, stamp: Stamp | None, content: bytes | None) -> int | None:
         """The id of the row that answers for the picture, or None: it must be scored."""
@@ -132,24 +154,32 @@ def _stamp(path: str) -> Stamp | None:
     return Stamp(status.st_size, status.st_mtime_ns) if abs(status.st_mtime_ns) < 2**63 else None
 
 
-class _Spool:
-    """Numbers in the order they came, in a nameless file in a folder."""
+class _Expected(NamedTuple):
+    """A picture that is being scored: its id, its place among the paths, and what its file was like before."""
+
+    identifier: int
+    place: int
+    stamp: Stamp | None
+    content: bytes | None
+
+
+class _Queue:
+    """Numbers, first in, first out, in a nameless file in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close()
-        self._recent = array("q")
+        self._dropped = 0
 
     def close(self) -> None:
         self._file.close()
 
     def add(self, number: int) -> None:
-        self._recent.append(number)
-        if len(self._recent) >= CHUNK:
-            self._recent.tofile(self._file)
-            del self._recent[:]
+        self._file.write(number.to_bytes(8, sys.byteorder, signed=True))
 
-    def chunks(self) -> Iterator[array[int]]:
-        self._recent.tofile(self._file)
-        self._file.seek(0)
-        while block := self._file.read(8 * CHUNK):
-            yield array("q", block)
+    def peek(self, count: int) -> array[int]:
+        """The first `count` of them."""
+        self._file.flush()
+        return array("q", os.pread(self._file.fileno(), 8 * count, 8 * self._dropped))
+
+    def drop(self, count: int) -> None:
+        self._dropped += count

@@ -15,9 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gender_batch.prediction import Person, Prediction, Reason, Status
+from gender_batch.scoring import night as night_module
 from gender_batch.scoring import state as state_module
 from gender_batch.scoring.night import Night, Policy
 from gender_batch.scoring.state import FILES, Stamp, State, StateError, remove_state
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_chunks() -> Iterator[None]:
+    """So few rows are given at a time that most folders here have several times as many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(night_module, "CHUNK", 2)
+        yield
 
 
 class Reader:
@@ -38,8 +47,7 @@ class Reader:
 
 def rows_of(night: Night, reader: Reader, paths: list[str]) -> list[Prediction]:
     with night:
-        night.score(reader, paths)
-        return list(night.rows())
+        return list(night.rows(reader, paths))
 
 
 class Folder:
@@ -183,6 +191,32 @@ def test_the_same_file_twice_has_two_rows(folder: Folder, policy: Policy, monkey
         assert rows == list(Reader().rows(paths))
 
 
+def test_rows_come_while_others_are_scored(folder: Folder) -> None:
+    paths = [folder.write(f"{number:02d}", "x" * number) for number in range(20)]
+    reader = Reader()
+    with State(folder.state, "model") as state, Night(state, Policy()) as night:
+        for count, row in enumerate(night.rows(reader, paths), start=1):
+            assert row.path == paths[count - 1]
+            assert len(reader.asked) <= count + 2
+
+
+def test_a_known_file_that_changes_before_it_is_named_once_more_has_two_rows(folder: Folder) -> None:
+    class Ahead(Reader):
+        def rows(self, paths: Iterable[str]) -> Iterator[Prediction]:
+            return super().rows(list(paths))
+
+    folder.night()
+
+    def changing() -> Iterator[str]:
+        yield from (str(folder.root / name) for name in "abc")
+        yield folder.write("new", "x")
+        yield folder.write("a", "longer", mtime=2)
+
+    with State(folder.state, "model") as state, Night(state, Policy()) as night:
+        rows = list(night.rows(Ahead(), changing()))
+    assert rows == list(Reader().rows(str(folder.root / name) for name in ("a", "b", "c", "new", "a")))
+
+
 def test_a_time_that_no_state_can_hold_is_never_known() -> None:
     with TemporaryDirectory(dir="/dev/shm") as name:  # other file systems know no such time
         folder = Folder(Path(name))
@@ -258,16 +292,17 @@ def test_names_that_are_no_utf_8_come_back(tmp_path: Path) -> None:
     folder.night()
 
 
-def test_each_picture_that_is_found_and_each_that_is_scored_is_told(folder: Folder) -> None:
+def test_each_picture_that_is_found_or_scored_or_has_its_row_is_told(folder: Folder) -> None:
     class Ahead(Reader):
         def rows(self, paths: Iterable[str]) -> Iterator[Prediction]:
             return super().rows(list(paths))
 
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int, int]] = []
     paths = sorted(str(path) for path in folder.root.iterdir())
     with State(folder.state, "model") as state:
-        rows_of(Night(state, Policy(), lambda night: told.append((night.found, night.scored))), Ahead(), paths)
-    assert told == [(1, 0), (2, 0), (3, 0), (3, 1), (3, 2), (3, 3)]
+        night = Night(state, Policy(), lambda night: told.append((night.found, night.scored, night.given)))
+        rows_of(night, Ahead(), paths)
+    assert told == [(1, 0, 0), (2, 0, 0), (3, 0, 0), (3, 1, 0), (3, 2, 0), (3, 2, 1), (3, 2, 2), (3, 3, 2), (3, 3, 3)]
 
 
 def test_a_known_file_that_cannot_be_read_any_more_is_scored_where_content_counts(folder: Folder) -> None:
