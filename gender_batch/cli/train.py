@@ -227,9 +227,9 @@ def train(
                     attributions=attributions,
                 )
                 if folds:
-                    validated = run.cross_validate(order, folds, folder, machine, progress, resume, progress.reading)
+                    validated = run.cross_validate(order, folds, folder, machine, progress, resume)
                 else:
-                    result = run.train(order, folder, machine, progress, resume, progress.reading)
+                    result = run.train(order, folder, machine, progress, resume)
         except run.RunError as error:
             fail(str(error), Exit.USAGE)
         except LockedError as error:

@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file
 from samples import dark_and_light, noise
-from watching import Interrupting, Told
+from watching import Interrupting, Refusing, Told
 
 from gender_batch.evaluation.gallery import Answer
 from gender_batch.evaluation.metrics import Proportion, Threshold, measure
@@ -132,7 +132,7 @@ def test_folds_are_not_resumed_as_others(begun: Order, tmp_path: Path) -> None:
         run.cross_validate(begun, 3, folder, CPU, Interrupting(3))
     for resume, wanted, told in ((False, begun, "unfinished"), (True, replace(begun, balance="age"), "balance")):
         with pytest.raises(run.RunError, match=told):
-            run.cross_validate(wanted, 3, folder, CPU, Told(), resume, lambda _: pytest.fail("a picture was read"))
+            run.cross_validate(wanted, 3, folder, CPU, Refusing(), resume)
     with pytest.raises(run.RunError, match="begun with other data or splits"):
         run.cross_validate(begun, 2, folder, CPU, Told(), resume=True)
     assert len(run.cross_validate(begun, 3, folder, CPU, Told(), resume=True).results) == 3
@@ -166,7 +166,7 @@ def test_a_column_that_repeats_the_classes_is_no_use_and_told_before_the_picture
 ) -> None:
     useless = replace(begun, labels_file=listed(begun.data), **wanted)
     with pytest.raises(DatasetError, match="'gender' of --labels only repeats the classes"):
-        run.train(useless, tmp_path / "run", CPU, Told(), reading=lambda _: pytest.fail("a picture was read"))
+        run.train(useless, tmp_path / "run", CPU, Refusing())
 
 
 def test_a_run_among_the_pictures_would_be_the_next_ones_class_and_is_refused(begun: Order) -> None:
