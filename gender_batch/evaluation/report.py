@@ -174,9 +174,7 @@ def _reliability(metrics: Metrics) -> Illustration:
     return _illustration(figure, f"Reliability diagram, accuracy by mean confidence. {told}.")
 
 
-def _risk_coverage(
-    metrics: Metrics, coverage: Floats, risk: Floats, threshold: Threshold
-) -> Illustration:  # fmt: skip
+def _risk_coverage(metrics: Metrics, coverage: Floats, risk: Floats, threshold: Threshold) -> Illustration:
     answered = metrics.decided_right
     chosen = (metrics.coverage.value, 1 - answered.value) if answered.total else None
     at = {share: risk[min(int(np.searchsorted(coverage, share)), len(risk) - 1)] for share in (0.5, 0.8, 1.0)}

@@ -36,7 +36,6 @@ SHARED_MEMORY = 64 * 1024 * 1024
 MEMORY_PER_WORKER = 256 * 1024 * 1024
 """Bytes: a worker with its model and an ordinary picture in hand."""
 
-
 LARGEST_DIFFERENCE = 0.1
 """Between probabilities in float16 on a GPU and int8 on a CPU; a GPU that computes nonsense is further off."""
 
