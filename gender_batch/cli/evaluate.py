@@ -99,8 +99,8 @@ def _tell(result: Evaluation) -> None:
     click.echo(f"expected calibration error  {metrics.calibration_error:.4f}")
     width = max(map(len, labels))
     for index, label in enumerate(labels):
-        click.echo(f"{label:<{width}}  precision {metrics.precision(index)}")
-        click.echo(f"{'':<{width}}  recall    {metrics.recall(index)}")
+        click.echo(f"{label:<{width}}  precision {metrics.precisions[index]}")
+        click.echo(f"{'':<{width}}  recall    {metrics.recalls[index]}")
         answered = ", ".join(f"{name} {metrics.confusion[index, j]:,}" for j, name in enumerate(labels))
         click.echo(f"{'':<{width}}  answered  {answered}")
     for column, groups in groupby(result.groups, key=lambda group: group.column):
