@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     "--groups",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="CSV",
-    help="A table with a column `path` and any others, as of train --labels: `group` is the person; accuracy is told "
-    "for each value of those that are not `label` or `split`.",
+    help="A table with a column `path`, as train --labels takes it: `group` is the person; every other column but "
+    "`label` and `split` gives an accuracy for each of its values.",
 )
 @device_option
 @workers_option
