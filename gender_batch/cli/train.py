@@ -187,10 +187,10 @@ def train(
     ):
         with needing_extra("train"):
             from gender_batch.training import run
-            from gender_batch.training.dataset import DatasetError
             from gender_batch.training.network import WeightsError
             from gender_batch.training.order import IMAGE_SIZES, Order, suited
             from gender_batch.training.recipe import Machine, Recipe
+            from gender_batch.training.samples import DatasetError
         from gender_batch.cli.progress import TrainingProgress
         from gender_batch.outputs.publish import LockedError
 
@@ -289,7 +289,7 @@ def _show_faces(
 
     if detector:
         return run.photos_show_faces(data, group_by, labels_file, detector, progress.note)
-    progress.note(f"photos are taken whole, since there is no face detector; of people, faces are learnt better; {GET_IT}")
+    progress.note(f"no face detector, so photos are taken whole; of people, faces are learnt better; {GET_IT}")
     return False
 
 

@@ -18,11 +18,12 @@ from gender_batch.evaluation.metrics import Metrics, Proportion, Threshold, choo
 from gender_batch.evaluation.report import ScalePoint
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.training.augmentation import zoom_out
-from gender_batch.training.dataset import Dataset, Sample
+from gender_batch.training.dataset import Dataset
 from gender_batch.training.loading import Squares
 from gender_batch.training.network import Network
 from gender_batch.training.predict import fit_temperature, predict_logits
 from gender_batch.training.recipe import Machine, Recipe
+from gender_batch.training.samples import Sample
 
 FACE_SCALES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25)
 """Sides of the picture in the frame, as shares of the frame's, at which accuracy is measured."""

@@ -23,14 +23,14 @@ from gender_batch.outputs.publish import locked, published
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
 from gender_batch.training.crops import Crops, with_a_face
-from gender_batch.training.dataset import Dataset, DatasetError, check_known, folds, load_dataset
+from gender_batch.training.dataset import Dataset, check_known, folds, load_dataset
 from gender_batch.training.findings import write_findings
 from gender_batch.training.fit import Labelled, fit
 from gender_batch.training.judge import HeldOut, judge, squares_of, true_classes
 from gender_batch.training.network import Checkpoint, Network, load_initial_weights
 from gender_batch.training.order import IMAGE_SIZES, Order
 from gender_batch.training.recipe import Machine
-from gender_batch.training.samples import RUNS, find_samples
+from gender_batch.training.samples import RUNS, DatasetError, find_samples
 from gender_batch.training.state import State, Watcher
 
 CHECKPOINT = "checkpoint.safetensors"

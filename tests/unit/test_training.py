@@ -31,7 +31,7 @@ from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
 from gender_batch.training import loading, run
 from gender_batch.training.augmentation import Augmentation
-from gender_batch.training.dataset import Dataset, DatasetError, Sample
+from gender_batch.training.dataset import Dataset
 from gender_batch.training.fit import Labelled, fit, schedule
 from gender_batch.training.judge import HeldOut, judge
 from gender_batch.training.kept import candidates, choose
@@ -41,6 +41,7 @@ from gender_batch.training.network import EMBEDDING, Checkpoint, Network, Weight
 from gender_batch.training.order import IMAGE_SIZES, Order, suited
 from gender_batch.training.predict import USUAL_TEMPERATURE, fit_temperature
 from gender_batch.training.recipe import Machine, Recipe
+from gender_batch.training.samples import DatasetError, Sample
 from gender_batch.training.state import State
 
 CPU = Machine(torch.device("cpu"), workers=0)
