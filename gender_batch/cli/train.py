@@ -92,9 +92,7 @@ if TYPE_CHECKING:
     metavar="K",
     help="Cross-validate: train K times, each time tested on another part of the people.",
 )
-@click.option(
-    "--allow-leaks", is_flag=True, help="Go on although a photo or a person is in two of the given splits."
-)
+@click.option("--allow-leaks", is_flag=True, help="Go on although a photo or a person is in two of the given splits.")
 @click.option(
     "--class-weights",
     is_flag=True,
