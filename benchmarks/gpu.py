@@ -7,16 +7,19 @@ Measured alternately in one run, several rounds, of which the median counts.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 
 import click
 import numpy as np
+import onnxruntime as ort
 
 from benchmarks import ceiling
 from benchmarks.photos import Kind, kinds, make_set
@@ -38,7 +41,7 @@ BATCHES = (32, 64, 128, 256, 512)
 @click.command()
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report there.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--files", default=2000, show_default=True, type=click.IntRange(2 * FEW), help="Pictures for each core.")
+@click.option("--files", default=4000, show_default=True, type=click.IntRange(2 * FEW), help="Pictures for each core.")
 @click.option("--device", default="cuda", show_default=True, help="cpu shows that all runs, and no figure of use.")
 def main(out: Path | None, rounds: int, files: int, device: str) -> None:
     """Measure, print the report, and write it with the machine and the versions."""
@@ -73,9 +76,7 @@ def _row(kind: Kind, model: Model, place: Path, files: int, rounds: int) -> str:
         found["decode"].append(ceiling.on_all_cores("decode", model.path, paths))
         found["infer"].append(_inference_alone(model, GPU_BATCH))
         out = place / "rows.csv"
-        ours, _ = rate(
-            lambda count, out=out: classify(place / str(count), out, model.device.name), files, found["memory"]
-        )
+        ours, _ = rate(lambda count, out=out: classify(place / str(count), out, model.device.name), files)
         found["classify"].append(ours)
         found["ratio"].append(ours / min(found["decode"][-1], found["infer"][-1]))
     decode, infer, ours, ratio = (statistics.median(found[key]) for key in ("decode", "infer", "classify", "ratio"))
@@ -83,14 +84,33 @@ def _row(kind: Kind, model: Model, place: Path, files: int, rounds: int) -> str:
 
 
 def _batch_sizes(model: Model, rounds: int) -> Iterator[str]:
-    """What the choice of GPU_BATCH rests on: inference alone, pixels copied to the device and answers back."""
+    """What the choices of GPU_BATCH and of a layout rest on: inference alone, pixels copied to the device and answers
+    back."""
+    ways = {"GPU infers alone": model}
+    if model.device.name == "cuda" and (other := _channels_last(model)):
+        ways["the same with prefer_nhwc"] = other
     found = defaultdict(list)
     for _ in range(rounds):
-        for size in BATCHES:
-            found[size].append(_inference_alone(model, size))
+        for way, size in product(ways, BATCHES):
+            found[way, size].append(_inference_alone(ways[way], size))
     yield "| pictures at a time | " + " | ".join(map(str, BATCHES)) + " |"
     yield "|---" * (len(BATCHES) + 1) + "|"
-    yield "| GPU infers alone | " + " | ".join(f"{statistics.median(found[size]):,.0f}" for size in BATCHES) + " |"
+    for way in ways:
+        yield f"| {way} | " + " | ".join(f"{statistics.median(found[way, size]):,.0f}" for size in BATCHES) + " |"
+
+
+def _channels_last(model: Model) -> Model | None:
+    """The model with an option of ONNX Runtime's CUDA provider that may suit the GPU better; None where it fails."""
+    other = copy.copy(model)
+    try:
+        provider = ("CUDAExecutionProvider", {"prefer_nhwc": "1"})
+        other._session = ort.InferenceSession(str(model.path), providers=[provider], enable_fallback=0)
+        side = model.metadata.preprocessing.size
+        other.bound(GPU_BATCH)(np.zeros((GPU_BATCH, side, side, 3), np.uint8))
+    except Exception as error:  # noqa: BLE001 - an attempt must not cost the other figures
+        click.echo(f"prefer_nhwc: {error}", err=True)
+        return None
+    return other
 
 
 def _inference_alone(model: Model, size: int, seconds: float = 2.0) -> float:

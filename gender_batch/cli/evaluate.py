@@ -49,7 +49,7 @@ def evaluate(
     """
     from gender_batch.cli.log import Log
     from gender_batch.cli.progress import ScoringProgress
-    from gender_batch.evaluation.labelled import LabelsError
+    from gender_batch.evaluation.labelled import LabelsError, NoPictureError
     from gender_batch.evaluation.labelled import evaluate as evaluate_labelled
     from gender_batch.faces.fetch import DetectorError
     from gender_batch.model.metadata import ModelError
@@ -70,6 +70,8 @@ def evaluate(
                 result = evaluate_labelled(scorer, data, groups, progress.row)
     except NoGpuError as error:
         fail(str(error), Exit.NO_GPU)
+    except NoPictureError as error:
+        fail(str(error), Exit.NO_PICTURE)
     except (ModelError, GpuError, DetectorError, LabelsError, PoolError) as error:
         fail(str(error))
 

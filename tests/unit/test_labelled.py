@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gender_batch.evaluation.labelled import Evaluation, LabelsError, evaluate
+from gender_batch.evaluation.labelled import Evaluation, LabelsError, NoPictureError, evaluate
 from gender_batch.evaluation.metrics import Proportion
 from gender_batch.model.metadata import Metadata
 from gender_batch.pictures.preprocessing import Preprocessing
@@ -185,8 +185,16 @@ def test_why_nothing_could_be_scored_is_told(tmp_path: Path) -> None:
         evaluated(labelled(data, "male/corrupt.jpg"))
     for label in ("f", "m"):
         (tmp_path / "empty" / label).mkdir(parents=True)
-    with pytest.raises(LabelsError, match="there is none in its folders f, m"):
+    with pytest.raises(NoPictureError, match=r"no picture in its folders f, m$"):
         evaluated(tmp_path / "empty", labels=("f", "m"))
+
+
+def test_folders_that_cannot_be_read_are_told_where_they_leave_no_picture(unprivileged: Path) -> None:
+    data = labelled(unprivileged / "data", "female/x.jpg", "male/x.jpg")
+    for label in ("female", "male"):
+        (data / label).chmod(0)
+    with pytest.raises(NoPictureError, match=r"no picture in its folders female, male; '.*/female' was not read: Perm"):
+        evaluated(data)
 
 
 def test_links_are_followed_as_in_training(data: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +45,24 @@ def test_packages_of_cuda_12_and_13() -> None:
     assert libraries(12)["libcurand.so.10"] == "nvidia-curand-cu12"
     assert libraries(12)["libcufft.so.11"] == "nvidia-cufft-cu12"
     assert {libraries(cuda)["libcudnn.so.9"] for cuda in (12, 13)} == {"nvidia-cudnn-cu12", "nvidia-cudnn-cu13"}
+
+
+def test_kernels_can_be_compiled_as_cudnn_does_it() -> None:
+    """With NVRTC, for a GPU that need not be here; in a process of its own, since torch loads what it needs, too."""
+    if importlib.util.find_spec("nvidia") is None:
+        pytest.skip("NVIDIA's libraries are not installed")
+    script = """if True:
+        import ctypes
+        from gender_batch.model.cuda import libraries, load_libraries
+
+        load_libraries()
+        nvrtc = ctypes.CDLL(next(name for name in libraries(13) if "nvrtc" in name))
+        program, options = ctypes.c_void_p(), (ctypes.c_char_p * 1)(b"--gpu-architecture=sm_90")
+        source = b"__global__ void kernel(float *a) { *a = expf(*a); }"
+        assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, None, 0, None, None) == 0
+        assert nvrtc.nvrtcCompileProgram(program, 1, options) == 0
+    """
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @pytest.mark.parametrize("folder", MODEL_FOLDERS, ids=lambda folder: folder.name)

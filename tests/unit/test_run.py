@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 onnx = pytest.importorskip("onnx")
@@ -18,7 +20,7 @@ from gender_batch.model.metadata import KEY, Metadata, ModelError
 from gender_batch.model.session import Model, OutOfGpuMemoryError
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.prediction import Reason, Status
-from gender_batch.scoring import run
+from gender_batch.scoring import batches, run
 from gender_batch.scoring.batches import BatchInference
 from gender_batch.scoring.pool import WorkerPool
 from gender_batch.scoring.run import Faces, Options, Scorer, Summary
@@ -284,6 +286,31 @@ def test_one_batch_runs_while_the_next_one_fills(brightness: Path) -> None:
             yield outcome
 
     assert len(list(BatchInference(Waiting(Model(brightness), 4), 4).answered(source()))) == 12  # type: ignore[arg-type]
+
+
+def test_all_batches_lie_in_memory_that_is_locked_at_once(brightness: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pieces of memory may share a page, which can be locked only once: of 15 MB each they did from the second run
+    of a process on."""
+    locked: list[NDArray[np.uint8]] = []
+
+    @contextmanager
+    def lock(array: NDArray[np.uint8]) -> Iterator[bool]:
+        locked.append(array)
+        yield True
+
+    class Seeing(SmallGpu):
+        def bound(self, size: int) -> Callable[[np.ndarray], np.ndarray]:
+            infer = super().bound(size)
+
+            def seeing(pictures: np.ndarray) -> np.ndarray:
+                assert np.shares_memory(pictures, locked[0])
+                return infer(pictures)
+
+            return seeing
+
+    monkeypatch.setattr(batches, "page_locked", lock)
+    assert len(list(BatchInference(Seeing(Model(brightness), 4), 4).answered(some(20)))) == 20  # type: ignore[arg-type]
+    assert len(locked) == 1
 
 
 @pytest.mark.parametrize("count", [0, 1, 4])

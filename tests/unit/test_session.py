@@ -16,7 +16,7 @@ import pytest
 from installed import REPOSITORY, read_csv
 from PIL import Image
 
-from gender_batch.model import session
+from gender_batch.model import cuda, session
 from gender_batch.model.cuda import Missing, page_locked
 from gender_batch.model.metadata import KEY, ModelError
 from gender_batch.model.session import (
@@ -225,6 +225,32 @@ def test_a_gpu_that_cannot_score_is_not_taken_and_the_reason_is_told(
     assert told in model.device.reason
     size = model.metadata.preprocessing.size
     assert model.probabilities(np.zeros((1, size, size, 3), np.uint8)).sum() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("code", "free", "full"),
+    [(0, 2**33, False), (0, 2**26, True), (2, 0, True), (35, 0, False), (700, 0, False)],
+)
+def test_a_full_gpu_is_known_whatever_a_library_says_of_it(
+    monkeypatch: pytest.MonkeyPatch, code: int, free: int, full: bool
+) -> None:
+    class Runtime:
+        """CUDA's, as far as it is asked for the free memory."""
+
+        last_error = 0
+
+        def cudaMemGetInfo(self, told: Any, _total: Any) -> int:
+            told._obj.value = free
+            self.last_error = code
+            return code
+
+        def cudaGetLastError(self) -> None:
+            self.last_error = 0
+
+    runtime = Runtime()
+    monkeypatch.setattr(cuda, "_runtime", lambda: runtime)
+    assert session._is_out_of_memory(RuntimeError("CUDNN failure 1001: CUDNN_STATUS_NOT_INITIALIZED")) is full
+    assert runtime.last_error == 0
 
 
 def test_libraries_that_are_missing_are_named_rather_than_what_they_lead_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file
 from samples import dark_and_light, noise
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from watching import Interrupting, Refusing, Told
 
 from gender_batch.evaluation.gallery import Answer
@@ -32,7 +34,7 @@ from gender_batch.pictures.read import PictureError
 from gender_batch.training import loading, run
 from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.dataset import Dataset
-from gender_batch.training.fit import Labelled, fit, schedule
+from gender_batch.training.fit import Labelled, _moving_average, fit, schedule
 from gender_batch.training.judge import HeldOut, judge
 from gender_batch.training.kept import candidates, choose
 from gender_batch.training.loading import Squares, batches
@@ -56,6 +58,20 @@ def test_the_rate_rises_then_falls_to_nothing() -> None:
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert rates[-1] == pytest.approx(0)
+
+
+def test_the_moving_average_follows_weights_and_statistics() -> None:
+    network = nn.BatchNorm1d(2)
+    average = AveragedModel(network, multi_avg_fn=_moving_average(0.75), use_buffers=True)
+    average.update_parameters(network)  # the first time it takes them as they are
+    before = {name: tensor.clone() for name, tensor in average.module.state_dict().items()}
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            tensor += 4
+    average.update_parameters(network)
+    moved = {name: (tensor - before[name]).tolist() for name, tensor in average.module.state_dict().items()}
+    assert moved.pop("num_batches_tracked") == 0  # nothing reads it
+    assert moved == {name: [1.0, 1.0] for name in ("weight", "bias", "running_mean", "running_var")}
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
