@@ -231,8 +231,7 @@ def _measure(plan: Plan, kind: Kind, place: Path, some: int, peers: list[str]) -
     found: dict[str, list[float]] = defaultdict(list)
     for _ in range(plan.rounds):
         before = {work: ceiling.on_all_cores(work, model, paths) for work in CEILINGS}
-        out = place / "rows.csv"
-        ours, _ = rate(lambda count, out=out: classify(place / str(count), out, "cpu"), kind.files, found["memory"])
+        ours, _ = rate(partial(_scoring, place, "never"), kind.files, found["memory"])
         found["first row"].append(_first_row(place / str(FEW)))
         # Before and after: what the machine does besides changes slowly.
         now = {work: (before[work] + ceiling.on_all_cores(work, model, paths)) / 2 for work in CEILINGS}
@@ -247,7 +246,7 @@ def _measure(plan: Plan, kind: Kind, place: Path, some: int, peers: list[str]) -
                 theirs, answers = rate(lambda count, command=command: [*command, place / str(count), fp32], some, [])
                 found[peer].append(theirs)
                 found[f"x {peer}"].append(ours / theirs)
-                found[f"same {peer}"].append(_agreement(json.loads(answers.splitlines()[-1]), out))
+                found[f"same {peer}"].append(_agreement(json.loads(answers.splitlines()[-1]), place / "rows.csv"))
     return found
 
 

@@ -27,13 +27,14 @@ from torch import Tensor
 from gender_batch.evaluation.metrics import expected_calibration_error
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.training.augmentation import Augmentation, zoom_out
-from gender_batch.training.dataset import Sample, load_dataset
+from gender_batch.training.dataset import load_dataset
 from gender_batch.training.fit import Labelled, fit
 from gender_batch.training.loading import Squares
 from gender_batch.training.network import Network, load_initial_weights
 from gender_batch.training.predict import fit_temperature, predict_logits
 from gender_batch.training.recipe import Machine, Recipe
 from gender_batch.training.run import groups_of, others_of
+from gender_batch.training.samples import Sample
 from gender_batch.training.state import Epoch
 
 BASE = Recipe(
@@ -99,6 +100,8 @@ def variants() -> dict[str, Variant]:
 
 class Silent:
     """A watcher that looks away."""
+
+    def reading(self, count: int) -> None: ...
 
     def batch(self, phase: str, epoch: int, done: int, total: int, loss: float) -> None: ...
 

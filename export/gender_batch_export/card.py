@@ -159,9 +159,9 @@ def _figures_per_precision(variants: Sequence[Variant], threshold: float) -> str
 
 def _per_label(variants: Sequence[Variant], labels: Sequence[str]) -> str:
     rows = [
-        [_text(label), *_across([variant.metrics.recall(index) for variant in variants])]
+        [_text(label), *_across([variant.metrics.recalls[index] for variant in variants])]
         for index, label in enumerate(labels)
-        if variants[0].metrics.recall(index).total
+        if variants[0].metrics.recalls[index].total
     ]
     return _table(["label", "pictures", *(variant.precision for variant in variants)], rows)
 

@@ -134,8 +134,8 @@ def classify(
     A row says path, status, label, confidence, a probability per class, the number of faces, width, height, error,
     the face's box and the reason of `uncertain`. A picture that cannot be scored keeps its row; whether a file is a
     picture is decided by its content.
-    FILE is replaced when the run is done, and never half written. A run that was stopped, by whatever, goes on
-    where it was when the same command is given again.
+    FILE is replaced when the run is done, and never half written. If a run is stopped, the same command continues
+    where it stopped.
     """
     from gender_batch.cli.log import Log
     from gender_batch.cli.progress import ScoringProgress

@@ -52,9 +52,9 @@ def compare(before: Path, after: Path, given: tuple[dict[str, float], ...]) -> N
 
     Compared are the share of each label among the pictures that got one (limit: label), of `uncertain` among the
     readable ones, of each reason of failure and of no_face among all (failure), the mean confidence, and the number of
-    pictures, relative to A. A difference is a drift, and the exit code 8, if it is larger than its limit and no
-    chance: p, the probability that chance alone gives so large a one, is at most 0.01, corrected for the number of
-    tests. The number of pictures is not tested; its limit decides.
+    pictures, relative to A. A difference is a drift, which gives exit code 8, if it is larger than its limit and not
+    due to chance: p, the probability that chance alone gives one as large, is at most 0.01, corrected for the number
+    of tests. The number of pictures is not tested; its limit decides.
     """
     from gender_batch.outputs.record import RecordError, RunRecord
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     "--groups",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="CSV",
-    help="A table with a column `path` and any others, as of train --labels: `group` is the person; accuracy is told "
-    "for each value of those that are not `label` or `split`.",
+    help="A table with a column `path`, as train --labels takes it: `group` is the person; every other column but "
+    "`label` and `split` gives an accuracy for each of its values.",
 )
 @device_option
 @workers_option
@@ -101,8 +101,8 @@ def _tell(result: Evaluation) -> None:
     click.echo(f"expected calibration error  {metrics.calibration_error:.4f}")
     width = max(map(len, labels))
     for index, label in enumerate(labels):
-        click.echo(f"{label:<{width}}  precision {metrics.precision(index)}")
-        click.echo(f"{'':<{width}}  recall    {metrics.recall(index)}")
+        click.echo(f"{label:<{width}}  precision {metrics.precisions[index]}")
+        click.echo(f"{'':<{width}}  recall    {metrics.recalls[index]}")
         answered = ", ".join(f"{name} {metrics.confusion[index, j]:,}" for j, name in enumerate(labels))
         click.echo(f"{'':<{width}}  answered  {answered}")
     for column, groups in groupby(result.groups, key=lambda group: group.column):

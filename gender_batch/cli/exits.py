@@ -47,7 +47,6 @@ EPILOG = (
     "signal N; the same command goes on."
 )
 
-
 SOON = 0.01
 """Seconds after which a signal that was lost is raised once more."""
 

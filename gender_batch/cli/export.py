@@ -28,7 +28,7 @@ from gender_batch.cli.exits import Exit, fail, needing_extra, stopping_on_signal
     type=click.Choice(["fp32", "fp16", "int8"]),
     help="May be given several times: fp16 is for GPUs, int8 for CPUs with VNNI.",
 )
-def export(run: Path | None, out: Path | None, precisions: tuple[str, ...]) -> None:  # fmt: skip
+def export(run: Path | None, out: Path | None, precisions: tuple[str, ...]) -> None:
     """Convert the checkpoint in RUN to ONNX, and prove that it gives the same answers.
 
     Without RUN the newest run under runs/ is taken. The proof compares real held-out pictures through torch and

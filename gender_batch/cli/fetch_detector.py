@@ -14,7 +14,7 @@ from gender_batch.cli.exits import fail
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Keep it there, and name it with --detector then.  [default: in the user's data folder]",
+    help="Where to keep it; name it with --detector then.  [default: in the user's data folder]",
 )
 def fetch_detector(out: Path | None) -> None:
     """Download YuNet, a face detector of 230 kB, from OpenCV Zoo.

@@ -34,7 +34,7 @@ device_option = click.option(
     default="auto",
     show_default=True,
     type=click.Choice(["auto", "cuda", "cpu"]),
-    help="auto takes the GPU if ONNX Runtime can really use it, and says why not.",
+    help="auto takes the GPU if ONNX Runtime can really use it, else it says why not.",
 )
 
 workers_option = click.option(

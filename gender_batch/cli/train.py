@@ -92,9 +92,7 @@ if TYPE_CHECKING:
     metavar="K",
     help="Cross-validate: train K times, each time tested on another part of the people.",
 )
-@click.option(
-    "--allow-leaks", is_flag=True, help="Go on although a photo or a person is on two sides of a given split."
-)
+@click.option("--allow-leaks", is_flag=True, help="Go on although a photo or a person is in two of the given splits.")
 @click.option(
     "--class-weights",
     is_flag=True,
@@ -116,8 +114,8 @@ if TYPE_CHECKING:
     default=0.98,
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True),
-    help="Aim for this accuracy of the answers that are given: predictions below the confidence at which the "
-    "validation pictures reach it are uncertain.",
+    help="Accuracy to aim for among the answers that are given: below the confidence at which the validation pictures "
+    "reach it, the answer is uncertain.",
 )
 @click.option(
     "--pictures",
@@ -168,9 +166,9 @@ def train(
 
     DATA holds train/<class>/... with optional val/ and test/, or <class>/... alone, which is then split.
     The class names are the folder names. Two phases: adaptation trains a new head on frozen features,
-    fine-tuning trains all weights at a small rate. The best epoch, the last or the mean of both is kept, by
-    validation loss; of the program's own features, or a checkpoint's, the mean of the first and the last weights,
-    unless that is worse than the last ones by more than chance.
+    fine-tuning trains all weights at a small rate. Of a training that starts from the program's own features or from
+    a checkpoint, the mean of the weights before and after fine-tuning is kept, unless those after it are better by
+    more than chance; of any other, the best epoch, the last one or their mean, by validation loss.
     """
     if adapt_epochs + fine_epochs == 0:
         raise click.UsageError("--adapt-epochs and --fine-epochs cannot both be 0")
@@ -187,10 +185,10 @@ def train(
     ):
         with needing_extra("train"):
             from gender_batch.training import run
-            from gender_batch.training.dataset import DatasetError
             from gender_batch.training.network import WeightsError
             from gender_batch.training.order import IMAGE_SIZES, Order, suited
             from gender_batch.training.recipe import Machine, Recipe
+            from gender_batch.training.samples import DatasetError
         from gender_batch.cli.progress import TrainingProgress
         from gender_batch.outputs.publish import LockedError
 
@@ -227,9 +225,9 @@ def train(
                     attributions=attributions,
                 )
                 if folds:
-                    validated = run.cross_validate(order, folds, folder, machine, progress, resume, progress.reading)
+                    validated = run.cross_validate(order, folds, folder, machine, progress, resume)
                 else:
-                    result = run.train(order, folder, machine, progress, resume, progress.reading)
+                    result = run.train(order, folder, machine, progress, resume)
         except run.RunError as error:
             fail(str(error), Exit.USAGE)
         except LockedError as error:
@@ -289,7 +287,7 @@ def _show_faces(
 
     if detector:
         return run.photos_show_faces(data, group_by, labels_file, detector, progress.note)
-    progress.note(f"photos are taken whole: there is no face detector, and of people faces are learnt better; {GET_IT}")
+    progress.note(f"no face detector, so photos are taken whole; of people, faces are learnt better; {GET_IT}")
     return False
 
 

@@ -103,12 +103,10 @@ def boxed(picture: Picture, boxes: Sequence[Box], most: int) -> Image.Image:
     return image
 
 
-def draw_gallery(
-    answers: Sequence[Answer], preprocessing: Preprocessing, path: Path, labels: Sequence[str] = ()
-) -> None:
+def draw_gallery(answers: Sequence[Answer], preprocessing: Preprocessing, path: Path, labels: Sequence[str]) -> None:
     """Write a sheet of right and wrong answers as PNG, the wrong ones framed in red.
 
-    Classes are named by `labels`, or by their index. The place of a picture that cannot be read stays empty.
+    The place of a picture that cannot be read stays empty.
     """
     answers = _choose(answers)
     cell = THUMBNAIL + 2 * FRAME
@@ -127,7 +125,7 @@ def draw_gallery(
         scale = THUMBNAIL / max(image.size)
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
         sheet.paste(image, (x + FRAME + (THUMBNAIL - image.width) // 2, y + FRAME + (THUMBNAIL - image.height) // 2))
-        answered, truth = (printable(labels[i]) if labels else str(i) for i in (answer.answer, answer.truth))
+        answered, truth = (printable(labels[index]) for index in (answer.answer, answer.truth))
         lines = [f"{answer.confidence:.2f} {answered}", *([] if answer.right else [f"label: {truth}"])]
         for line, text in enumerate(lines):
             place = (x + FRAME, y + cell + 1 + line * LINE)

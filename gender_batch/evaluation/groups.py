@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,14 @@ def by_group(
         if len(members[column, ""]) > 1 and len(values) <= MOST_VALUES
         for value in sorted(values, key=_natural)
     )
+
+
+def accuracies(groups: Iterable[Group]) -> dict[str, dict[str, Any]]:
+    """By attribute and value, as metrics.json and checkpoints hold them."""
+    found: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        found.setdefault(group.column, {})[group.value] = group.accuracy.to_dict()
+    return found
 
 
 def _natural(value: str) -> list[str | int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gender_batch.evaluation.groups import Group, by_group
+from gender_batch.evaluation.groups import Group, accuracies, by_group
 from gender_batch.evaluation.metrics import Metrics, measure
 from gender_batch.pictures.find import LITTER, Walk
 from gender_batch.pictures.listed import Listed, ListError, Row, read_list
@@ -44,15 +43,12 @@ class Evaluation:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        groups: dict[str, dict[str, Any]] = defaultdict(dict)
-        for group in self.groups:
-            groups[group.column][group.value] = group.accuracy.to_dict()
         return {
             **self.metrics.to_dict(),
             "failed": len(self.failed),
             "no_face": len(self.faceless),
             "folders_not_read": len(self.unreadable_folders),
-            "groups": groups,
+            "groups": accuracies(self.groups),
         }
 
 

@@ -141,12 +141,6 @@ class Metrics:
     decided_right: Proportion
     coverage: Proportion
 
-    def recall(self, index: int) -> Proportion:
-        return self.recalls[index]
-
-    def precision(self, index: int) -> Proportion:
-        return self.precisions[index]
-
     @property
     def pictures(self) -> str:
         """How many there are, in words: 120 pictures, 120 pictures of 60 people."""
@@ -163,8 +157,8 @@ class Metrics:
             "coverage_at_threshold": self.coverage.to_dict(),
             "accuracy_at_threshold": self.decided_right.to_dict(),
             "classes": {
-                label: {"precision": self.precision(i).to_dict(), "recall": self.recall(i).to_dict()}
-                for i, label in enumerate(self.labels)
+                label: {"precision": precision.to_dict(), "recall": recall.to_dict()}
+                for label, precision, recall in zip(self.labels, self.precisions, self.recalls, strict=True)
             },
             "confusion": self.confusion.tolist(),
         }

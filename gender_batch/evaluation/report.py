@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from io import BytesIO
 from itertools import groupby
 from math import floor
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from gender_batch.evaluation import plots
@@ -29,7 +25,7 @@ from gender_batch.evaluation.metrics import (
     measure,
     risk_coverage,
 )
-from gender_batch.evaluation.text import printable
+from gender_batch.evaluation.page import data_uri, fill
 from gender_batch.outputs.publish import published
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
@@ -127,12 +123,8 @@ def render(report: Report) -> str:
     )
     tables = _group_tables(groups, metrics.accuracy.value)
 
-    # Every text passes `printable`, then the escaping: neither names of files nor of classes are to be trusted.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_printable, trim_blocks=True)
-    environment.filters["percent"] = lambda share: f"{share:.1%}"
-    environment.filters["range"] = lambda interval: f"{100 * interval[0]:.1f}\N{EN DASH}{interval[1]:.1%}"
-    template = files("gender_batch.evaluation").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return fill(
+        TEMPLATE,
         report=report,
         metrics=metrics,
         bins=CALIBRATION_BINS,
@@ -174,9 +166,7 @@ def _reliability(metrics: Metrics) -> Illustration:
     return _illustration(figure, f"Reliability diagram, accuracy by mean confidence. {told}.")
 
 
-def _risk_coverage(
-    metrics: Metrics, coverage: Floats, risk: Floats, threshold: Threshold
-) -> Illustration:  # fmt: skip
+def _risk_coverage(metrics: Metrics, coverage: Floats, risk: Floats, threshold: Threshold) -> Illustration:
     answered = metrics.decided_right
     chosen = (metrics.coverage.value, 1 - answered.value) if answered.total else None
     at = {share: risk[min(int(np.searchsorted(coverage, share)), len(risk) - 1)] for share in (0.5, 0.8, 1.0)}
@@ -224,20 +214,8 @@ def _tiles(answers: Sequence[Answer], report: Report) -> Iterator[Tile]:
             continue
         file = BytesIO()
         image.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
-        yield Tile(Illustration(_data_uri("image/jpeg", file.getvalue()), f"Picture {answer.name}"), answer)
+        yield Tile(Illustration(data_uri("image/jpeg", file.getvalue()), f"Picture {answer.name}"), answer)
 
 
 def _illustration(figure: Figure, alt: str) -> Illustration:
-    return Illustration(_data_uri("image/svg+xml", plots.svg(figure)), alt)
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{b64encode(content).decode('ascii')}"
-
-
-def _printable(value: object) -> object:
-    """What the template puts into the page: numbers with their thousands set apart, and text made printable, but not
-    the markup of its own macros once more."""
-    if isinstance(value, int):
-        return f"{value:,}"
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return Illustration(data_uri("image/svg+xml", plots.svg(figure)), alt)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
-from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from gender_batch.evaluation.gallery import boxed
-from gender_batch.evaluation.text import printable
+from gender_batch.evaluation.page import data_uri, fill
 from gender_batch.outputs.publish import published
 from gender_batch.pictures.read import PictureError, decode_picture
 from gender_batch.prediction import Box, Prediction, Reason, Status
@@ -82,12 +79,7 @@ class Sheet:
         wanted = {row.path: _boxes(row) for _, rows in kinds for row in rows}
         with WorkerPool(Thumbnails(wanted), workers, picture_timeout=30) as pool:
             pictures = {path: _source(outcome) for path, outcome in pool.outcomes(wanted)}
-        environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_shown, trim_blocks=True)
-        environment.filters["percent"] = lambda share: f"{share:.1%}"
-        template = files("gender_batch.evaluation").joinpath(TEMPLATE).read_text(encoding="utf-8")
-        page = environment.from_string(template).render(
-            kinds=kinds, pictures=pictures, labels=labels, name_of=name_of, answers=_answers
-        )
+        page = fill(TEMPLATE, kinds=kinds, pictures=pictures, labels=labels, name_of=name_of, answers=_answers)
         with published(path) as file:
             file.write(page.encode("utf-8"))
 
@@ -107,15 +99,9 @@ def _answers(row: Prediction, labels: Sequence[str]) -> list[tuple[str, float]]:
     return [(labels[shares.index(max(shares))], max(shares)) for shares in people]
 
 
-def _shown(value: object) -> object:
-    return printable(value) if type(value) is str else value
-
-
 def _source(outcome: Outcome) -> str | None:
     """A data URI of the thumbnail."""
-    if outcome.result is None:
-        return None
-    return f"data:image/jpeg;base64,{b64encode(outcome.result.tobytes()).decode('ascii')}"
+    return None if outcome.result is None else data_uri("image/jpeg", outcome.result.tobytes())
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ BLOCK = 32 * 1024
 EXIF_ORIENTATION = 0x0112
 """Tag number of the orientation, 1..8 (Exif 2.32, 4.6.4 A)."""
 
-
 BITS_PER_SAMPLE, PHOTOMETRIC, PLANAR_CONFIGURATION = 258, 262, 284
 """Tags of a TIFF (TIFF 6.0, section 8)."""
 

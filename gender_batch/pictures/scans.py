@@ -17,7 +17,6 @@ a fill byte."""
 _FULLEST_CODE = 1 << 16
 """Code space of 16 bits. libjpeg refuses a Huffman table that fills it: no code may be all ones (T.81, F.1.2.1.3)."""
 
-
 _END = bytes((0xFF, _EOI))
 
 

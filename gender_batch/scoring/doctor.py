@@ -20,6 +20,7 @@ from gender_batch.faces.fetch import GET_IT, DetectorError, find_detector, verif
 from gender_batch.model import cuda
 from gender_batch.prediction import Prediction, Status
 from gender_batch.scoring.cores import groups
+from gender_batch.scoring.state import LEAST_FREE, State, StateError
 
 SUMS = "SHA256SUMS"
 """In a folder of shipped models: their digests, as `sha256sum` writes and checks them."""
@@ -35,7 +36,6 @@ SHARED_MEMORY = 64 * 1024 * 1024
 
 MEMORY_PER_WORKER = 256 * 1024 * 1024
 """Bytes: a worker with its model and an ordinary picture in hand."""
-
 
 LARGEST_DIFFERENCE = 0.1
 """Between probabilities in float16 on a GPU and int8 on a CPU; a GPU that computes nonsense is further off."""
@@ -158,8 +158,6 @@ def _detector(_: Plan) -> Iterator[Found]:
 
 def _folder(plan: Plan) -> Iterator[Found]:
     """Whether output and state can be kept there: some network file systems have neither locks nor shared memory."""
-    from gender_batch.scoring.state import LEAST_FREE, State, StateError
-
     volume = os.statvfs(plan.folder)
     free = volume.f_bavail * volume.f_frsize
     if free < LEAST_FREE:

@@ -206,10 +206,7 @@ class State:
         """The row of the picture, whose path is not kept twice."""
         with self._errors:
             self._begin()
-            self._database.execute(
-                _RECORD,
-                (self._model, content, *_to_columns(row), identifier),
-            )
+            self._database.execute(_RECORD, (self._model, content, *_to_columns(row), identifier))
             self._changed()
 
     def same_content(self, content: bytes) -> int | None:

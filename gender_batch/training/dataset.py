@@ -16,8 +16,6 @@ from gender_batch.training.duplicates import SHORTER_SIDE, Fingerprint, connect,
 from gender_batch.training.samples import SPLITS, DatasetError, Found, Sample, find_samples
 from gender_batch.training.splits import cut_folds, hold_out
 
-__all__ = ["Dataset", "DatasetError", "Sample", "check_known", "folds", "load_dataset"]
-
 MOST_UNREADABLE = 0.05
 """Share of unreadable pictures past which the data, not the pictures, is what is wrong."""
 

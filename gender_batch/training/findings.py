@@ -17,9 +17,10 @@ from gender_batch import __version__
 from gender_batch.evaluation.gallery import draw_gallery
 from gender_batch.evaluation.plots import plot_confusion, plot_curves
 from gender_batch.evaluation.report import Report, write_report
-from gender_batch.training.dataset import Dataset, Sample
+from gender_batch.training.dataset import Dataset
 from gender_batch.training.judge import Findings, HeldOut
 from gender_batch.training.recipe import Machine, Recipe
+from gender_batch.training.samples import Sample
 from gender_batch.training.state import Epoch
 
 METRICS = "metrics.json"

@@ -13,16 +13,17 @@ import torch
 from numpy.typing import NDArray
 
 from gender_batch.evaluation.gallery import Answer
-from gender_batch.evaluation.groups import by_group
+from gender_batch.evaluation.groups import accuracies, by_group
 from gender_batch.evaluation.metrics import Metrics, Proportion, Threshold, choose_threshold, measure, numbered
 from gender_batch.evaluation.report import ScalePoint
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.training.augmentation import zoom_out
-from gender_batch.training.dataset import Dataset, Sample
+from gender_batch.training.dataset import Dataset
 from gender_batch.training.loading import Squares
 from gender_batch.training.network import Network
 from gender_batch.training.predict import fit_temperature, predict_logits
 from gender_batch.training.recipe import Machine, Recipe
+from gender_batch.training.samples import Sample
 
 FACE_SCALES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25)
 """Sides of the picture in the frame, as shares of the frame's, at which accuracy is measured."""
@@ -72,14 +73,12 @@ class Findings:
 
     def figures(self, data: Dataset) -> dict[str, Any]:
         """All figures, as the checkpoint and metrics.json hold them."""
-        groups: dict[str, dict[str, Any]] = {}
-        for group in by_group(
+        groups = by_group(
             [answer.attributes for answer in self.answers],
             [data.labels[answer.truth] for answer in self.answers],
             [answer.right for answer in self.answers],
             [answer.group for answer in self.answers],
-        ):
-            groups.setdefault(group.column, {})[group.value] = group.accuracy.to_dict()
+        )
         return {
             "test": None,
             **{split: found.to_dict() for split, found in self.metrics.items()},
@@ -88,7 +87,7 @@ class Findings:
                 "target_precision": self.threshold.target,
                 "reached_on_validation": self.threshold.reached,
             },
-            "groups": groups,
+            "groups": accuracies(groups),
             "without_face": len(data.faceless) if data.crops else None,
             "face_scales": {str(point.scale): point.accuracy.to_dict() for point in self.scales},
         }

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,13 +30,7 @@ class Squares(Dataset[Tensor]):
     the free disk holds it; else decoded whenever they are asked for.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[str],
-        preprocessing: Preprocessing,
-        folder: Path,
-        advance: Callable[[int], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, paths: Sequence[str], preprocessing: Preprocessing, folder: Path) -> None:
         self.paths, self.preprocessing = paths, preprocessing
         shape = (len(paths), preprocessing.size, preprocessing.size, 3)
         size = int(np.prod(shape))
@@ -48,7 +42,6 @@ class Squares(Dataset[Tensor]):
             with ThreadPoolExecutor() as pool:
                 for index, pixels in enumerate(pool.map(self._decode, range(len(paths)))):
                     self.cache[index] = pixels
-                    advance(1)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -23,14 +23,14 @@ from gender_batch.outputs.publish import locked, published
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
 from gender_batch.training.crops import Crops, with_a_face
-from gender_batch.training.dataset import Dataset, DatasetError, check_known, folds, load_dataset
+from gender_batch.training.dataset import Dataset, check_known, folds, load_dataset
 from gender_batch.training.findings import write_findings
 from gender_batch.training.fit import Labelled, fit
 from gender_batch.training.judge import HeldOut, judge, squares_of, true_classes
 from gender_batch.training.network import Checkpoint, Network, load_initial_weights
 from gender_batch.training.order import IMAGE_SIZES, Order
 from gender_batch.training.recipe import Machine
-from gender_batch.training.samples import RUNS, find_samples
+from gender_batch.training.samples import RUNS, DatasetError, find_samples
 from gender_batch.training.state import State, Watcher
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -103,14 +103,7 @@ class CrossValidation:
         return float(np.mean(self.accuracies))
 
 
-def train(
-    order: Order,
-    folder: Path,
-    machine: Machine,
-    watcher: Watcher,
-    resume: bool = False,
-    reading: Callable[[int], None] = lambda _: None,
-) -> Result:
+def train(order: Order, folder: Path, machine: Machine, watcher: Watcher, resume: bool = False) -> Result:
     """Train as ordered and leave everything in `folder`.
 
     With `resume` an interrupted run of the same order goes on after its last finished epoch.
@@ -118,7 +111,7 @@ def train(
     """
     with _alone(folder, order.data):
         _prepare(folder, order, resume)
-        result = _train_on(_load(order, folder, watcher, reading), order, folder, machine, watcher)
+        result = _train_on(_load(order, folder, watcher), order, folder, machine, watcher)
         (folder / STATE).unlink(missing_ok=True)
         return result
 
@@ -144,13 +137,7 @@ def photos_show_faces(
 
 
 def cross_validate(
-    order: Order,
-    count: int,
-    folder: Path,
-    machine: Machine,
-    watcher: Watcher,
-    resume: bool = False,
-    reading: Callable[[int], None] = lambda _: None,
+    order: Order, count: int, folder: Path, machine: Machine, watcher: Watcher, resume: bool = False
 ) -> CrossValidation:
     """Train `count` times as ordered, each time tested on another part of the groups; a run per fold in `folder`.
 
@@ -162,7 +149,7 @@ def cross_validate(
         for part in sorted(folder.glob("fold-*")):  # before the pictures are read, which takes its time
             _check(part, order, resume and (part / STATE).exists())
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        data = _load(order, folder, watcher, reading, pooled=True)
+        data = _load(order, folder, watcher, pooled=True)
         results = []
         for number, fold in enumerate(folds(data, count, order.recipe.seed), 1):
             watcher.note(f"fold {number} of {count}")
@@ -201,9 +188,7 @@ def others_of(data: Dataset, names: Sequence[str]) -> Tensor:
     return torch.stack(columns, 1)
 
 
-def _load(
-    order: Order, folder: Path, watcher: Watcher, reading: Callable[[int], None], pooled: bool = False
-) -> Dataset:
+def _load(order: Order, folder: Path, watcher: Watcher, pooled: bool = False) -> Dataset:
     torch.manual_seed(order.recipe.seed)
     # Checked before the pictures are read: a wrong --init should not cost minutes.
     load_initial_weights(Network(1), order.init)
@@ -219,7 +204,7 @@ def _load(
         pooled=pooled,
         columns=(*order.auxiliary, *((order.balance,) if order.balance else ())),
         crops=crops,
-        advance=reading,
+        advance=watcher.reading,
     )
     for name, reason in data.unreadable:
         watcher.note(f"left out: {name}: {reason}")

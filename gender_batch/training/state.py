@@ -42,6 +42,9 @@ class Phase(StrEnum):
 class Watcher(Protocol):
     """Who is told how the training goes."""
 
+    def reading(self, count: int) -> None:
+        """So many more pictures of the data have been read."""
+
     def batch(self, phase: str, epoch: int, done: int, total: int, loss: float) -> None: ...
 
     def epoch(self, epoch: Epoch, best: bool) -> None: ...

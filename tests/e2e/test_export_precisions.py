@@ -22,6 +22,10 @@ from gender_batch.training.network import Checkpoint, Network
 
 EMBEDDED = REPOSITORY / "gender_batch" / "model" / "default" / "apparent-gender.onnx"
 
+MEAN_DIFFERENCE = {"": 0.0, ".fp16": 0.002, ".int8": 0.005}
+"""Most of a probability, from float32's: 0.0011 and 0.0046 were measured. int8 without the weights' rounding is 0.0080
+off, without the correction of the head's bias 0.0054."""
+
 needs_vnni = pytest.mark.skipif(
     not _has_vnni(Path("/proc/cpuinfo")), reason="int8 sums may saturate on a processor without VNNI"
 )
@@ -80,8 +84,8 @@ def write_run(folder: Path, network: Network, data: Path, val: int, test: int) -
 
 @pytest.fixture(scope="module")
 def run(test_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program's own network, with 1,256 pictures to judge on (1,000 of them in the gate) and 200 to test."""
-    return write_run(tmp_path_factory.mktemp("runs") / "own", embedded_network()[0], test_faces, 1256, 200)
+    """The program's own network, with 200 pictures to judge on, which are just enough, and 200 to test."""
+    return write_run(tmp_path_factory.mktemp("runs") / "own", embedded_network()[0], test_faces, 200, 200)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +113,7 @@ def test_each_precision_is_a_model_that_answers_alike(exported: Path, faces: lis
             assert parts == pytest.approx(whole, abs=1e-4), (name, batch)
         difference = float(np.abs(whole - expected).mean())
         assert (name == "") == (difference == 0)  # they really compute in other numbers
-        assert difference < 0.02
+        assert difference <= MEAN_DIFFERENCE[name]
     sizes = [(exported / f"model{name}.onnx").stat().st_size for name in models]
     assert sizes[0] > 1.9 * sizes[1] > 1.9 * 1.5 * sizes[2]
 
@@ -205,11 +209,17 @@ def test_what_float16_cannot_hold_is_refused_and_the_others_are_written(test_fac
     }  # fmt: skip
 
 
-def test_early_layers_that_float16_cannot_hold_stay_in_float32(test_faces: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "factor", "channels"),
+    [("fp16", 2.0**20, slice(None)), pytest.param("int8", 2.0**12, slice(3), marks=needs_vnni)],
+)
+def test_early_layers_that_a_precision_cannot_hold_stay_in_float32(
+    test_faces: Path, tmp_path: Path, precision: str, factor: float, channels: slice
+) -> None:
     network, _ = embedded_network()
-    scale_between(network, "1.conv.2", "2.conv.0.0", 2.0**20)
+    scale_between(network, "1.conv.2", "2.conv.0.0", factor, channels)
     run = write_run(tmp_path / "run", network, test_faces, 200, 20)
-    result = in_this_process("export", run, "--precision", "fp16")
+    result = in_this_process("export", run, "--precision", precision)
     assert result.returncode == 0, result.stderr
     assert b"first 9 convolutions in float32" in result.stdout
 

@@ -24,7 +24,7 @@ def test_help_loads_neither_torch_nor_onnxruntime() -> None:
 def test_classify_never_loads_torch() -> None:
     program = (
         "import sys; from gender_batch.cli.classify import classify; import gender_batch.scoring.run; "
-        "import gender_batch.outputs, gender_batch.cli.progress, gender_batch.evaluation.labelled; "
+        "import gender_batch.outputs.rows, gender_batch.cli.progress, gender_batch.evaluation.labelled; "
         "print(sorted({'torch', 'torchvision', 'onnx', 'sklearn', 'matplotlib'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

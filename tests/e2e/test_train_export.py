@@ -92,7 +92,7 @@ def test_nobody_is_in_two_splits(run: Path, labelled: Path) -> None:
 
 def test_adaptation_leaves_the_features_alone(labelled: Path, initial_weights: Path, tmp_path: Path) -> None:
     arguments = ("train", labelled, "--out", tmp_path / "run", "--init", initial_weights, *SMALL)
-    result = gender_batch(*arguments, "--adapt-epochs", "2", "--fine-epochs", "0")
+    result = in_this_process(*arguments, "--adapt-epochs", "2", "--fine-epochs", "0")
     assert result.returncode == 0, result.stderr
     import torch
 
@@ -113,7 +113,7 @@ def test_class_weights_are_recommended_where_a_class_is_rare(
             (tmp_path / "data" / label / path.name).symlink_to(path)
     for name, options in (("without", ()), ("with", ("--class-weights",))):
         arguments = ("train", tmp_path / "data", "--out", tmp_path / name, "--init", initial_weights, *SMALL, *options)
-        result = gender_batch(*arguments, "--adapt-epochs", "1", "--fine-epochs", "0")
+        result = in_this_process(*arguments, "--adapt-epochs", "1", "--fine-epochs", "0")
         assert result.returncode == 0, result.stderr
         assert json.loads((tmp_path / name / "config.json").read_text())["class_weights"] == bool(options)
         assert (b"--class-weights lets them count alike" in result.stderr) != bool(options)
@@ -299,7 +299,7 @@ def test_three_classes_get_three_columns(
     for number in range(40):
         Image.linear_gradient("L").rotate(9 * number).save(data / "grey" / f"{number}.png")
     arguments = ("train", data, "--out", tmp_path / "run", "--init", initial_weights, *SMALL)
-    result = gender_batch(*arguments, "--adapt-epochs", "1", "--fine-epochs", "0", "--target-precision", "0.01")
+    result = in_this_process(*arguments, "--adapt-epochs", "1", "--fine-epochs", "0", "--target-precision", "0.01")
     assert result.returncode == 0, result.stderr
     assert b"uncertain below 0.333333: " in result.stdout
     assert in_this_process("export", tmp_path / "run").returncode == 0
@@ -310,7 +310,7 @@ def test_three_classes_get_three_columns(
 
 def test_wrong_data_is_told_before_the_first_epoch(initial_weights: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "female").mkdir(parents=True)
-    result = gender_batch("train", tmp_path / "data", "--out", tmp_path / "run", "--init", initial_weights, *SHORT)
+    result = in_this_process("train", tmp_path / "data", "--out", tmp_path / "run", "--init", initial_weights, *SHORT)
     assert result.returncode == 1
     assert b"two or more" in result.stderr
     assert os.fsencode(tmp_path / "data") in result.stderr
@@ -322,7 +322,7 @@ def test_a_few_unreadable_pictures_are_left_out_and_listed(
     shutil.copytree(labelled, tmp_path / "data")
     (tmp_path / "data" / "male" / "bad.jpg").write_text("no picture")
     arguments = ("train", tmp_path / "data", "--out", tmp_path / "run", "--init", initial_weights, *SMALL)
-    result = gender_batch(*arguments, "--adapt-epochs", "1", "--fine-epochs", "0")
+    result = in_this_process(*arguments, "--adapt-epochs", "1", "--fine-epochs", "0")
     assert result.returncode == 0
     assert b"left out: male/bad.jpg: unsupported" in result.stderr
 

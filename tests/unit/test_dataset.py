@@ -22,7 +22,8 @@ pytest.importorskip("torch")
 from gender_batch.faces.look import FaceSearch, Looker
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.training.crops import Crops
-from gender_batch.training.dataset import Dataset, DatasetError, Sample, folds, load_dataset
+from gender_batch.training.dataset import Dataset, folds, load_dataset
+from gender_batch.training.samples import DatasetError, Sample
 from gender_batch.training.splits import cut_folds, hold_out
 
 PERSON = r"/(\w+)_"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from records import NIGHT
 
 from gender_batch.evaluation.drift import LEVEL, Change, Limits, compare, fisher_exact, holm, reasons, welch
 from gender_batch.outputs.record import Confidence, RunRecord
@@ -22,23 +23,16 @@ def night(
 ) -> RunRecord:
     """A run with these counts."""
     answered = female + male + uncertain
-    return RunRecord(
+    return dataclasses.replace(
+        NIGHT,
         versions={"numpy": "2.0"},
         model="a.onnx",
         model_digest="0" * 64,
-        device="cpu",
-        device_reason="as asked for",
         pictures=answered + sum(failures.values()),
         scored=answered,
-        reused=0,
         statuses={"ok": answered, **failures},
         labels={"female": female, "male": male, "uncertain": uncertain},
         confidence=Confidence(mean, std) if answered else None,
-        stages={},
-        folders_not_read=0,
-        started="2025-01-31T22:00:00+00:00",
-        ended="2025-01-31T23:00:00+00:00",
-        exit_code=0,
     )
 
 

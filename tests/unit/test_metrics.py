@@ -91,10 +91,10 @@ def test_an_example_by_hand() -> None:
     metrics = measure(EXAMPLE, TRUTH, LABELS, threshold=0.6)
     assert metrics.confusion.tolist() == [[2, 1], [1, 1]]
     assert metrics.accuracy == Proportion(3, 5)
-    assert metrics.recall(0) == Proportion(2, 3)
-    assert metrics.recall(1) == Proportion(1, 2)
-    assert metrics.precision(0) == Proportion(2, 3)
-    assert metrics.precision(1) == Proportion(1, 2)
+    assert metrics.recalls[0] == Proportion(2, 3)
+    assert metrics.recalls[1] == Proportion(1, 2)
+    assert metrics.precisions[0] == Proportion(2, 3)
+    assert metrics.precisions[1] == Proportion(1, 2)
     assert metrics.coverage == Proportion(4, 5)
     assert metrics.decided_right == Proportion(3, 4)
     likelihoods = [0.9, 0.6, 0.3, 0.8, 0.45]
@@ -124,8 +124,8 @@ def test_a_threshold_that_decides_all_or_nothing() -> None:
 
 def test_a_class_that_is_missing_has_no_recall() -> None:
     metrics = measure(EXAMPLE[:2], [0, 0], LABELS, 0.5)
-    assert metrics.recall(1) == Proportion(0, 0)
-    assert metrics.precision(1) == Proportion(0, 0)
+    assert metrics.recalls[1] == Proportion(0, 0)
+    assert metrics.precisions[1] == Proportion(0, 0)
     assert metrics.to_dict()["classes"]["male"]["recall"]["value"] is None
 
 
@@ -437,8 +437,8 @@ def test_all_figures_know_who_is_on_the_pictures() -> None:
         assert few.effective < 5.1
         assert many.effective is None
     for index in (0, 1):
-        assert of_five.recall(index).effective == pytest.approx(2 - index)
-        assert of_five.precision(index).effective == pytest.approx((2, 1)[index])
+        assert of_five.recalls[index].effective == pytest.approx(2 - index)
+        assert of_five.precisions[index].effective == pytest.approx((2, 1)[index])
 
 
 def test_the_threshold_is_the_same_whoever_is_on_the_pictures() -> None:
@@ -476,8 +476,8 @@ def test_agrees_with_scikit_learn(classes: int) -> None:
     labels = [f"class {number}" for number in range(classes)]
     metrics = measure(probabilities, truth, labels, 0.5)
     precision, recall, _, _ = sklearn.precision_recall_fscore_support(truth, answers)
-    assert [metrics.precision(i).value for i in range(classes)] == pytest.approx(precision)
-    assert [metrics.recall(i).value for i in range(classes)] == pytest.approx(recall)
+    assert [share.value for share in metrics.precisions] == pytest.approx(precision)
+    assert [share.value for share in metrics.recalls] == pytest.approx(recall)
     assert metrics.accuracy.value == pytest.approx(sklearn.accuracy_score(truth, answers))
     assert metrics.log_loss == pytest.approx(sklearn.log_loss(truth, probabilities))
     assert metrics.confusion.tolist() == sklearn.confusion_matrix(truth, answers).tolist()

@@ -11,28 +11,24 @@ from typing import Any
 import numpy
 import PIL
 import pytest
+import records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gender_batch import __version__
-from gender_batch.outputs.record import LARGEST_FILE, Confidence, RecordError, RunRecord, Stage, versions
+from gender_batch.outputs.record import LARGEST_FILE, RecordError, RunRecord, Stage, versions
 from gender_batch.prediction import Status
 
-NIGHT = RunRecord(
+NIGHT = dataclasses.replace(
+    records.NIGHT,
     versions=versions(),
-    model="apparent-gender.onnx",
-    model_digest="ab" * 32,
-    device="cpu",
-    device_reason="as asked for",
     pictures=10,
     scored=4,
     reused=6,
     statuses={"ok": 8, "corrupt": 2},
     labels={"female": 4, "male": 3, "uncertain": 1},
-    confidence=Confidence(0.93, 0.08),
     stages={"reading": Stage(4, 0.5), "inference": Stage(3, 0.25), "faces": Stage(0, 0.0)},
     folders_not_read=1,
-    started="2025-01-31T22:00:00+00:00",
     ended="2025-01-31T23:59:59.123456+00:00",
     exit_code=3,
 )

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from samples import dark_and_light, noise
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from watching import Interrupting, Told
+from watching import Interrupting, Refusing, Told
 
 from gender_batch.evaluation.gallery import Answer
 from gender_batch.evaluation.metrics import Proportion, Threshold, measure
@@ -33,7 +33,7 @@ from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
 from gender_batch.training import loading, run
 from gender_batch.training.augmentation import Augmentation
-from gender_batch.training.dataset import Dataset, DatasetError, Sample
+from gender_batch.training.dataset import Dataset
 from gender_batch.training.fit import Labelled, _moving_average, fit, schedule
 from gender_batch.training.judge import HeldOut, judge
 from gender_batch.training.kept import candidates, choose
@@ -43,6 +43,7 @@ from gender_batch.training.network import EMBEDDING, Checkpoint, Network, Weight
 from gender_batch.training.order import IMAGE_SIZES, Order, suited
 from gender_batch.training.predict import USUAL_TEMPERATURE, fit_temperature
 from gender_batch.training.recipe import Machine, Recipe
+from gender_batch.training.samples import DatasetError, Sample
 from gender_batch.training.state import State
 
 CPU = Machine(torch.device("cpu"), workers=0)
@@ -148,7 +149,7 @@ def test_folds_are_not_resumed_as_others(begun: Order, tmp_path: Path) -> None:
         run.cross_validate(begun, 3, folder, CPU, Interrupting(3))
     for resume, wanted, told in ((False, begun, "unfinished"), (True, replace(begun, balance="age"), "balance")):
         with pytest.raises(run.RunError, match=told):
-            run.cross_validate(wanted, 3, folder, CPU, Told(), resume, lambda _: pytest.fail("a picture was read"))
+            run.cross_validate(wanted, 3, folder, CPU, Refusing(), resume)
     with pytest.raises(run.RunError, match="begun with other data or splits"):
         run.cross_validate(begun, 2, folder, CPU, Told(), resume=True)
     assert len(run.cross_validate(begun, 3, folder, CPU, Told(), resume=True).results) == 3
@@ -182,7 +183,7 @@ def test_a_column_that_repeats_the_classes_is_no_use_and_told_before_the_picture
 ) -> None:
     useless = replace(begun, labels_file=listed(begun.data), **wanted)
     with pytest.raises(DatasetError, match="'gender' of --labels only repeats the classes"):
-        run.train(useless, tmp_path / "run", CPU, Told(), reading=lambda _: pytest.fail("a picture was read"))
+        run.train(useless, tmp_path / "run", CPU, Refusing())
 
 
 def test_a_run_among_the_pictures_would_be_the_next_ones_class_and_is_refused(begun: Order) -> None:
