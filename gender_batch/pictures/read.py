@@ -219,7 +219,7 @@ def _format_of(data: bytes) -> str | None:
         return "BMP"
     if data[4:8] == b"ftyp":
         # ISO base media: the major brand, then the compatible ones, four letters each.
-        brands = {data[start : start + 4] for start in range(8, min(len(data), data[3] or 8), 4)}
+        brands = {data[start : start + 4] for start in range(8, min(len(data), data[3]), 4)}
         if brands & {b"avif", b"avis"}:
             return "AVIF"
         if brands & {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}:
@@ -270,7 +270,7 @@ def _oriented(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 def _flatten(image: Image.Image) -> Image.Image:
     """RGB of any of Pillow's modes, transparency on white."""
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy() if image.readonly else image
+        return image
     if _is_wide(image):
         return _greyscale(image).convert("RGB")
     if image.mode == "La":  # grey that is multiplied by its alpha already: Pillow converts it to nothing but LA
