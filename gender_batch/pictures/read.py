@@ -153,17 +153,18 @@ def read_needed(path: str, shorter_side: int, limit: int = BYTE_LIMIT) -> bytes:
 def _take_needed(shorter_side: int, file: BinaryIO, size: int) -> bytes:
     # Otherwise the system would read on, unasked.
     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-    data = file.read(BLOCK)
+    enough = size + 1  # also of a file that has grown meanwhile, as one that is still being copied
+    data = file.read(min(BLOCK, enough))
     try:
         short = shortened(data, shorter_side)
         if not ends_properly(os.pread(file.fileno(), 2, max(0, size - 2))):
             raise NeverEnoughError
-        while short is None and (more := file.read(BLOCK)):
+        while short is None and (more := file.read(min(BLOCK, enough - len(data)))):
             data += more
             short = shortened(data, shorter_side)
     except NeverEnoughError:
         short = None
-    return data + file.read(size + 1 - len(data)) if short is None else short
+    return data + file.read(enough - len(data)) if short is None else short
 
 
 def _read(path: str, limit: int, take: Callable[[BinaryIO, int], bytes]) -> bytes:
