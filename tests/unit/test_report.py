@@ -20,7 +20,7 @@ from samples import encoded, noise
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
-from gender_batch.evaluation.gallery import Answer, confident_errors, draw_gallery, least_certain
+from gender_batch.evaluation.gallery import Answer, confident_errors, draw_gallery, least_certain, thumbnail
 from gender_batch.evaluation.groups import Group, by_group
 from gender_batch.evaluation.metrics import Bin, Proportion, Threshold
 from gender_batch.evaluation.plots import (
@@ -316,6 +316,17 @@ def test_the_galleries_are_in_order(answers: list[Answer]) -> None:
     assert [answer.name for answer in errors] == [f"photos/{number}.png" for number in (117, 114, 111, 108, 105)]
     assert [answer.name for answer in least_certain(answers, 3)] == [f"photos/{number}.png" for number in (0, 1, 2)]
     assert (errors[0].answer, errors[0].right, errors[0].confidence) == (0, False, 0.5 + 117 / 240)
+
+
+def test_a_thumbnail_is_the_square_that_was_judged_or_the_whole_picture_with_the_face(tmp_path: Path) -> None:
+    Image.new("RGB", (80, 40), "navy").save(tmp_path / "a.png")
+    answer = Answer(str(tmp_path / "a.png"), "a.png", 0, (0.9, 0.1), "")
+    for most, side in ((16, 16), (100, 32)):
+        assert thumbnail(answer, PREPROCESSING, most).size == (side, side)
+    whole = thumbnail(replace(answer, box=(40, 10, 20, 20)), PREPROCESSING, 40)
+    assert whole.size == (40, 20)
+    yellow = np.asarray(whole)[:, :, 0] > 150
+    assert (yellow.any(0).argmax(), yellow.any(1).argmax()) == (20, 5)
 
 
 @pytest.mark.parametrize("labels", [(), ("female", "a\udce9\n" + HOSTILE)])

@@ -110,3 +110,12 @@ def test_boxes_are_where_the_faces_are(size: tuple[int, int], box: tuple[int, in
             inner, outer = np.flatnonzero(red.any(axis=axis)), np.flatnonzero(frame.any(axis=axis))
             assert inner.min() == pytest.approx(outer.min(), abs=4)
             assert inner.max() == pytest.approx(outer.max(), abs=4)
+
+
+def test_of_a_long_picture_without_a_face_the_centre_is_shown() -> None:
+    picture = Image.new("RGB", (2000, 100), "black")
+    picture.paste("red", (900, 0, 1100, 100))
+    shown = np.asarray(boxed(Picture(picture, *picture.size), [], 200))
+    assert shown.shape == (50, 200, 3)
+    columns = np.flatnonzero(shown[25, :, 0] > 128)
+    assert (columns.min(), columns.max()) == (50, 149)
