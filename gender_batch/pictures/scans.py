@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-_SOF_PROGRESSIVE, _SOF_OTHERS = 0xC2, frozenset(range(0xC0, 0xD0)) - {0xC2, 0xC4, 0xC8, 0xCC}
-_DHT, _SOI, _EOI, _SOS = 0xC4, 0xD8, 0xD9, 0xDA
+_SOF_PROGRESSIVE, _DHT, _SOI, _EOI, _SOS = 0xC2, 0xC4, 0xD8, 0xD9, 0xDA
 _SKIPPABLE = frozenset({0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
 """DQT, DRI, COM and APPn: segments that are passed on as they are."""
 
-_END_OF_SCAN = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
-"""The first marker that is no part of the entropy-coded data, as libjpeg sees it: not a stuffed zero, a restart, TEM or
-a fill byte."""
+_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
+"""The first marker that is no part of the entropy-coded data: neither a stuffed zero nor a restart."""
 
 _FULLEST_CODE = 1 << 16
 """Code space of 16 bits. libjpeg refuses a Huffman table that fills it: no code may be all ones (T.81, F.1.2.1.3)."""
@@ -129,8 +127,6 @@ def _walk(data: bytes, shorter_side: int, found: _Structure, may_stop: bool) -> 
         if marker == _EOI:
             found.kept.append((kept_from, start))
             return
-        if not found.components and marker in _SOF_OTHERS:
-            raise _Irregular  # not progressive, or arithmetic-coded
         end = position + int.from_bytes(data[position : position + 2], "big")
         content = data[position + 2 : end]
         if end > len(data) or end < position + 2:
@@ -157,7 +153,7 @@ def _walk(data: bytes, shorter_side: int, found: _Structure, may_stop: bool) -> 
             if found.scale == 1:
                 raise _Irregular
         elif marker not in _SKIPPABLE:
-            raise _Irregular
+            raise _Irregular  # not progressive, arithmetic-coded, or more than one picture
 
 
 def _note_frame(frame: bytes, found: _Structure, shorter_side: int) -> None:

@@ -364,6 +364,10 @@ def test_no_start_of_other_files_is_enough() -> None:
         for count in range(0, len(file), 7):
             with pytest.raises(NeverEnoughError):
                 shortened(file[:count], 12)
+    whole = progressive()  # of which all is needed at half its size
+    for count in range(0, len(whole), 7):
+        with pytest.raises(NeverEnoughError):
+            shortened(whole[:count], 48)
 
 
 def start_of(file: bytes, count: int, shorter_side: int) -> bytes | None:
