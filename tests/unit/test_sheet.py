@@ -112,10 +112,13 @@ def test_boxes_are_where_the_faces_are(size: tuple[int, int], box: tuple[int, in
             assert inner.max() == pytest.approx(outer.max(), abs=4)
 
 
-def test_of_a_long_picture_without_a_face_the_centre_is_shown() -> None:
+@pytest.mark.parametrize(("boxes", "middle"), [([], 1000), ([(600, 20, 200, 60), (1500, 20, 60, 60)], 700)])
+def test_of_a_long_picture_what_is_about_the_first_face_or_the_centre_is_shown(
+    boxes: list[tuple[int, int, int, int]], middle: int
+) -> None:
     picture = Image.new("RGB", (2000, 100), "black")
-    picture.paste("red", (900, 0, 1100, 100))
-    shown = np.asarray(boxed(Picture(picture, *picture.size), [], 200))
+    picture.paste("red", (middle - 100, 0, middle + 100, 100))
+    shown = np.asarray(boxed(Picture(picture, *picture.size), boxes, 200))
     assert shown.shape == (50, 200, 3)
-    columns = np.flatnonzero(shown[25, :, 0] > 128)
+    columns = np.flatnonzero(shown[0, :, 0] > 128)
     assert (columns.min(), columns.max()) == (50, 149)
