@@ -172,7 +172,7 @@ def _note_tables(tables: bytes, found: _Structure) -> None:
     while start < len(tables):
         counts = tables[start + 1 : start + 17]
         used = sum(count << (15 - bits) for bits, count in enumerate(counts))
-        found.tables[tables[start]] = len(counts) == 16 and used < _FULLEST_CODE
+        found.tables[tables[start]] = used < _FULLEST_CODE
         start += 17 + sum(counts)
 
 
@@ -182,7 +182,7 @@ def _note_scan(scan: bytes, found: _Structure) -> None:
         raise _Irregular
     *named, first, last, bits = scan[1:]
     for name in named[::2]:
-        if name not in found.lacking or last > 63:
+        if name not in found.lacking:
             raise _Irregular
         found.lacking[name][first : last + 1] = [bits & 15] * (last + 1 - first)
 

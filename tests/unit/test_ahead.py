@@ -64,6 +64,14 @@ def test_a_slow_disk_is_asked_for_several_files_at_a_time_in_their_order(files: 
     assert all(abs(files.index(path) - place) < READERS for place, path in enumerate(disk.begun))
 
 
+def test_of_a_slow_disk_only_what_is_needed_is_read_and_of_a_quick_one_all(files: list[str]) -> None:
+    quick, found = (ReadAhead(Disk(seconds), lambda path, _: path.encode()) for seconds in (0, 0.01))
+    for _ in range(10):
+        found.announce(files[0])()
+    assert found.announce(files[1])() == files[1].encode()
+    assert quick.announce(files[1])() == Path(files[1]).read_bytes()
+
+
 def test_errors_are_those_of_reading_in_turn(files: list[str]) -> None:
     found = slow(Disk(0.01), files[0])
     missing, present = found.announce(files[0] + "x"), found.announce(files[1])

@@ -337,6 +337,15 @@ def test_a_sheet_of_right_and_wrong(answers: list[Answer], labels: Sequence[str]
         assert sheet.getpixel((sheet.width - 1, sheet.height - 40)) == (0x2E, 0x7D, 0x32)
 
 
+def test_a_sheet_has_a_row_for_every_eight(answers: list[Answer], tmp_path: Path) -> None:
+    heights = []
+    for count in (0, 1, 8, 9, 17):
+        draw_gallery(answers[:count], PREPROCESSING, tmp_path / "gallery.png")
+        with Image.open(tmp_path / "gallery.png") as sheet:
+            heights.append(sheet.height)
+    assert [height / heights[0] for height in heights] == [1, 1, 1, 2, 3]
+
+
 def test_captions_stay_under_their_pictures(answers: list[Answer], tmp_path: Path) -> None:
     draw_gallery(answers[:2], PREPROCESSING, tmp_path / "gallery.png", ("a rather long name " * 3, "m" * 100))
     with Image.open(tmp_path / "gallery.png") as sheet:
