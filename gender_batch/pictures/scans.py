@@ -129,8 +129,6 @@ def _walk(data: bytes, shorter_side: int, found: _Structure, may_stop: bool) -> 
             return
         end = position + int.from_bytes(data[position : position + 2], "big")
         content = data[position + 2 : end]
-        if end > len(data) or end < position + 2:
-            raise _Irregular
         position = end
         if marker == _SOS:
             scan_end = _END_OF_SCAN.search(data, position)

@@ -50,6 +50,7 @@ def test_a_page_of_each_kind(tmp_path: Path) -> None:
     assert shown == ["doubtful.png", "gone.png", "sure.png", "couple.png", "nobody.png"]
     assert "cannot be read any more" in page
     assert "&lt;b&gt;female&lt;/b&gt;</bdi> 90.0%" in page
+    assert "male</bdi> 80.0%" in page  # of the other one
     assert "broken.png" not in page
     pictures = [base64.b64decode(found) for found in re.findall(r"data:image/jpeg;base64,([^\"]+)", page)]
     assert len(pictures) == 4
