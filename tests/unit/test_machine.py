@@ -104,6 +104,8 @@ def test_pixels_for_a_gpu_are_those_of_the_embedded_model(tmp_path: Path, monkey
     (finding,) = examine(Plan("auto", 10**6, tmp_path))
     assert finding.level is Level.NOTE
     assert "15,360.0 GB wanted" in finding.found
+    (without,) = examine(Plan("cpu", 10**6, tmp_path))
+    assert "15,360.0 GB" not in without.found
 
 
 @pytest.mark.parametrize(
