@@ -127,6 +127,10 @@ def test_what_matters_is_how_files_were_of_late(monkeypatch: pytest.MonkeyPatch)
         found.announce("file")()
     assert found.is_slow
     assert found.worth_announcing(1e-9) == 25
+    empty = ReadAhead(lambda *asked: read(*asked)[:0])
+    for _ in range(10):
+        empty.announce("file")()
+    assert empty.worth_announcing(1e-9) == MOST
     seconds = 1e-5
     for _ in range(100):
         found.announce("file")()
