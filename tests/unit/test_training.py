@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import click
@@ -241,6 +242,15 @@ def test_groups_count_by_what_they_lost() -> None:
     assert losses.weights_of(torch.tensor([2, 3])).tolist() == pytest.approx([common, rare])
 
 
+def test_a_group_that_an_epoch_left_out_counts_on() -> None:
+    """As one of a few pictures may be, all of them among the odd rest."""
+    losses = GroupLosses(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 0]), torch.device("cpu"))
+    losses.add(torch.tensor([1, 2]), torch.tensor([0.2, 0.2]))
+    left_out, seen = losses.tilted(3.0)
+    assert 0 < left_out < seen
+    assert (left_out + 2 * seen) / 3 == pytest.approx(1)
+
+
 def test_weights_of_groups_settle() -> None:
     losses = GroupLosses(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.device("cpu"))
     weights = [1.0, 1.0]
@@ -335,6 +345,8 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     torch.save({"features": Trap()}, tmp_path / "trap.pth")
     with pytest.raises(WeightsError):
         load_initial_weights(Network(2), str(tmp_path / "trap.pth"))
+    with pytest.raises(UnpicklingError):
+        State.load(tmp_path / "trap.pth")
     assert not (tmp_path / "sprung").exists()
 
 
