@@ -73,7 +73,6 @@ def write_graph(checkpoint: Checkpoint, path: Path) -> None:
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
     model = program.model_proto
-    del model.metadata_props[:]
     # What the exporter notes beside every node: source lines of the machine it ran on. Nobody else's business.
     for node in model.graph.node:
         del node.metadata_props[:]

@@ -152,17 +152,18 @@ def read_needed(path: str, shorter_side: int, limit: int = BYTE_LIMIT) -> bytes:
 def _take_needed(shorter_side: int, file: BinaryIO, size: int) -> bytes:
     # Otherwise the system would read on, unasked.
     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-    data = file.read(BLOCK)
+    enough = size + 1  # also of a file that has grown meanwhile, as one that is still being copied
+    data = file.read(min(BLOCK, enough))
     try:
         short = shortened(data, shorter_side)
         if not ends_properly(os.pread(file.fileno(), 2, max(0, size - 2))):
             raise NeverEnoughError
-        while short is None and (more := file.read(BLOCK)):
+        while short is None and (more := file.read(min(BLOCK, enough - len(data)))):
             data += more
             short = shortened(data, shorter_side)
     except NeverEnoughError:
         short = None
-    return data + file.read(size + 1 - len(data)) if short is None else short
+    return data + file.read(enough - len(data)) if short is None else short
 
 
 def _read(path: str, limit: int, take: Callable[[BinaryIO, int], bytes]) -> bytes:
@@ -218,7 +219,7 @@ def _format_of(data: bytes) -> str | None:
         return "BMP"
     if data[4:8] == b"ftyp":
         # ISO base media: the major brand, then the compatible ones, four letters each.
-        brands = {data[start : start + 4] for start in range(8, min(len(data), data[3] or 8), 4)}
+        brands = {data[start : start + 4] for start in range(8, min(len(data), data[3]), 4)}
         if brands & {b"avif", b"avis"}:
             return "AVIF"
         if brands & {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}:
@@ -269,7 +270,7 @@ def _oriented(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 def _flatten(image: Image.Image) -> Image.Image:
     """RGB of any of Pillow's modes, transparency on white."""
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy() if image.readonly else image
+        return image
     if _is_wide(image):
         return _greyscale(image).convert("RGB")
     if image.mode == "La":  # grey that is multiplied by its alpha already: Pillow converts it to nothing but LA

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-_SOF_PROGRESSIVE, _SOF_OTHERS = 0xC2, frozenset(range(0xC0, 0xD0)) - {0xC2, 0xC4, 0xC8, 0xCC}
-_DHT, _SOI, _EOI, _SOS = 0xC4, 0xD8, 0xD9, 0xDA
+_SOF_PROGRESSIVE, _DHT, _SOI, _EOI, _SOS = 0xC2, 0xC4, 0xD8, 0xD9, 0xDA
 _SKIPPABLE = frozenset({0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
 """DQT, DRI, COM and APPn: segments that are passed on as they are."""
 
-_END_OF_SCAN = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
-"""The first marker that is no part of the entropy-coded data, as libjpeg sees it: not a stuffed zero, a restart, TEM or
-a fill byte."""
+_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
+"""The first marker that is no part of the entropy-coded data: neither a stuffed zero nor a restart."""
 
 _FULLEST_CODE = 1 << 16
 """Code space of 16 bits. libjpeg refuses a Huffman table that fills it: no code may be all ones (T.81, F.1.2.1.3)."""
@@ -128,12 +126,8 @@ def _walk(data: bytes, shorter_side: int, found: _Structure, may_stop: bool) -> 
         if marker == _EOI:
             found.kept.append((kept_from, start))
             return
-        if not found.components and marker in _SOF_OTHERS:
-            raise _Irregular  # not progressive, or arithmetic-coded
         end = position + int.from_bytes(data[position : position + 2], "big")
         content = data[position + 2 : end]
-        if end > len(data) or end < position + 2:
-            raise _Irregular
         position = end
         if marker == _SOS:
             scan_end = _END_OF_SCAN.search(data, position)
@@ -156,7 +150,7 @@ def _walk(data: bytes, shorter_side: int, found: _Structure, may_stop: bool) -> 
             if found.scale == 1:
                 raise _Irregular
         elif marker not in _SKIPPABLE:
-            raise _Irregular
+            raise _Irregular  # not progressive, arithmetic-coded, or more than one picture
 
 
 def _note_frame(frame: bytes, found: _Structure, shorter_side: int) -> None:
@@ -175,7 +169,7 @@ def _note_tables(tables: bytes, found: _Structure) -> None:
     while start < len(tables):
         counts = tables[start + 1 : start + 17]
         used = sum(count << (15 - bits) for bits, count in enumerate(counts))
-        found.tables[tables[start]] = len(counts) == 16 and used < _FULLEST_CODE
+        found.tables[tables[start]] = used < _FULLEST_CODE
         start += 17 + sum(counts)
 
 
@@ -185,7 +179,7 @@ def _note_scan(scan: bytes, found: _Structure) -> None:
         raise _Irregular
     *named, first, last, bits = scan[1:]
     for name in named[::2]:
-        if name not in found.lacking or last > 63:
+        if name not in found.lacking:
             raise _Irregular
         found.lacking[name][first : last + 1] = [bits & 15] * (last + 1 - first)
 

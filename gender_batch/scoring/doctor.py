@@ -18,7 +18,6 @@ from pathlib import Path
 
 from gender_batch.faces.fetch import GET_IT, DetectorError, find_detector, verified
 from gender_batch.model import cuda
-from gender_batch.prediction import Prediction, Status
 from gender_batch.scoring.cores import groups
 from gender_batch.scoring.state import LEAST_FREE, State, StateError
 
@@ -167,11 +166,12 @@ def _folder(plan: Plan) -> Iterator[Found]:
         yield Level.PROBLEM, f"{plan.folder}: no inode is free", "remove files"
         return
     try:
-        with tempfile.TemporaryDirectory(dir=plan.folder, prefix=".gender-batch.") as name:
-            with State(Path(name) / "state", "doctor") as state:
-                state.record(state.expect(b"/picture", None), Prediction("/picture", Status.EMPTY))
-            with (Path(name) / "lock").open("w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (
+            tempfile.TemporaryDirectory(dir=plan.folder, prefix=".gender-batch.") as name,
+            State(Path(name) / "state", "doctor"),
+            (Path(name) / "lock").open("w") as file,
+        ):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (OSError, StateError) as error:
         elsewhere = "put --out and --state into a folder that this user may write, on a local disk"
         yield Level.PROBLEM, f"{plan.folder}: {error}", elsewhere
@@ -182,8 +182,9 @@ def _folder(plan: Plan) -> Iterator[Found]:
 def _open_files(plan: Plan) -> Iterator[Found]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = FILES_BESIDE + FILES_PER_WORKER * plan.workers
-    if resource.RLIM_INFINITY not in (soft, hard) and soft < needed:
-        remedy = f"ulimit -n {needed}" if hard >= needed else f"LimitNOFILE={needed} in the service, or fewer --workers"
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        may = hard == resource.RLIM_INFINITY or hard >= needed
+        remedy = f"ulimit -n {needed}" if may else f"LimitNOFILE={needed} in the service, or fewer --workers"
         yield Level.PROBLEM, f"{soft:,} open files are allowed; {plan.workers} workers need {needed}", remedy
     else:
         yield Level.OK, f"{_limit(soft)} open files are allowed; {plan.workers} workers need {needed}"

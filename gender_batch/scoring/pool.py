@@ -41,9 +41,6 @@ files are slow to read."""
 START_LIMIT = 3
 """Workers that may die in a row without having a picture in hand before the run gives up."""
 
-PATIENCE = 0.2
-"""Seconds that all workers together get to end by themselves."""
-
 READY_TIMEOUT = 120.0
 """Seconds for a worker to import and load its model, on a busy machine with a cold disk."""
 
@@ -101,7 +98,7 @@ class _Worker:
         That need not be the first chunk: while the answer to one is on its way the worker is at the next one already.
         """
         position: int = self.position.value
-        if not self.ready or position < 0:
+        if position < 0:
             return None
         left = self.given - position  # of all that it was given, this picture among them
         for chunk, sent in reversed(self.chunks):
@@ -116,13 +113,6 @@ class _Worker:
         if not self.ready:
             return now - max(self.born, watched_since) > READY_TIMEOUT
         return self.in_hand() is not None and now - max(self.started.value, watched_since) > picture_timeout
-
-    def stop(self, until: float) -> None:
-        """Let it end by itself until that monotonic time, and kill it then."""
-        self.process.join(max(0.0, until - time.monotonic()))
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
 
 
 class WorkerPool:
@@ -147,9 +137,9 @@ class WorkerPool:
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.connection.close()
-        until = time.monotonic() + PATIENCE
+            worker.process.kill()  # it writes nothing that could be left half done
         for worker in self._workers:
-            worker.stop(until)
+            worker.process.join()
         self._workers = []
 
     def outcomes(self, paths: Iterable[str]) -> Iterator[tuple[str, Outcome]]:

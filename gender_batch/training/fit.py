@@ -128,11 +128,10 @@ def fit(
         # 2. Fine-tuning starts from the best head, not from the last.
         if state.best_weights:
             network.load_state_dict(state.best_weights)
-        state.phase, state.epoch, state.stale_epochs = Phase.FINE_TUNING.value, 0, 0
+        state.phase, state.epoch = Phase.FINE_TUNING.value, 0
         state.weights, state.auxiliary = _copy(network), _copy(auxiliary)
         state.first_weights = state.weights
-        state.average, state.optimizer, state.scaler = {}, {}, {}
-        state.save(state_file)
+        state.average, state.optimizer = {}, {}
 
     # 3. Fine-tuning: all weights learn at a small rate, warmed up and then decayed along a cosine.
     network.features.requires_grad_(True)

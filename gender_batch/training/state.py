@@ -76,14 +76,11 @@ class State:
     """Which weights are the result, in words, once all epochs are done."""
 
     def save(self, path: Path) -> None:
-        """Whole or not at all. Raises OSError that names `path`, as on a full disk."""
+        """Whole or not at all. Raises OSError, as on a full disk."""
         content = io.BytesIO()  # torch tells of a full disk in words of its own
         torch.save({**vars(self), "history": [asdict(epoch) for epoch in self.history]}, content)
-        try:
-            with published(path) as file:
-                file.write(content.getbuffer())
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from None
+        with published(path) as file:
+            file.write(content.getbuffer())
 
     @classmethod
     def load(cls, path: Path) -> State:

@@ -145,10 +145,9 @@ def test_half_a_runtime(tmp_path: Path) -> None:
 
 
 def test_two_runtimes_over_each_other(tmp_path: Path) -> None:
-    for name in ("onnxruntime", "onnxruntime_gpu"):
-        information = tmp_path / f"{name}-1.99.0.dist-info"
-        information.mkdir()
-        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.99.0\n")
+    information = tmp_path / "onnxruntime-1.99.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime\nVersion: 1.99.0\n")
     code, checks = examined(site=tmp_path)
     assert (code, checks["onnxruntime"]["level"]) == (1, "problem")
     assert "onnxruntime 1.99.0 and onnxruntime-gpu 1." in checks["onnxruntime"]["found"]

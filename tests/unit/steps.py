@@ -122,6 +122,35 @@ class FromSlowDisk(StepFactory):
         return step
 
 
+class Eager(ReadAhead):
+    """Wants many files at hand, and counts them."""
+
+    is_slow = True  # type: ignore[assignment]
+    announced = 0
+
+    def worth_announcing(self, _pace: float) -> int:
+        return 64
+
+    def announce(self, path: str) -> Callable[[], bytes]:
+        Eager.announced += 1
+        return path.encode
+
+
+@dataclass(frozen=True)
+class WantMany(StepFactory):
+    """`height` says how many files were at hand when one was begun."""
+
+    def __call__(self) -> Step:
+        worker.ReadAhead = Eager  # type: ignore[misc]
+        taken = iter(range(10**6))
+
+        def step(path: str, _read: Callable[[], bytes]) -> Outcome:
+            time.sleep(0.01)
+            return Outcome(Status.OK, error=path, height=Eager.announced - next(taken))
+
+        return step
+
+
 @dataclass(frozen=True)
 class TakeMemory(StepFactory):
     """Takes two blocks of 4 MB and gives them back; `width` says how many pages the system had to zero for it."""

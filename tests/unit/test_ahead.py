@@ -64,13 +64,23 @@ def test_a_slow_disk_is_asked_for_several_files_at_a_time_in_their_order(files: 
     assert all(abs(files.index(path) - place) < READERS for place, path in enumerate(disk.begun))
 
 
+def test_of_a_slow_disk_only_what_is_needed_is_read_and_of_a_quick_one_all(files: list[str]) -> None:
+    quick, found = (ReadAhead(Disk(seconds), lambda path, _: path.encode()) for seconds in (0, 0.01))
+    for _ in range(10):
+        found.announce(files[0])()
+    assert found.announce(files[1])() == files[1].encode()
+    assert quick.announce(files[1])() == Path(files[1]).read_bytes()
+
+
 def test_errors_are_those_of_reading_in_turn(files: list[str]) -> None:
-    found = slow(Disk(0.01), files[0])
+    disk = Disk(0.01)
+    found = slow(disk, files[0])
     missing, present = found.announce(files[0] + "x"), found.announce(files[1])
     with pytest.raises(PictureError) as caught:
         missing()
     assert caught.value.status is Status.UNREADABLE
     assert present() == Path(files[1]).read_bytes()
+    assert sorted(disk.begun) == [files[0] + "x", files[1]]  # nothing twice
 
 
 def test_a_large_file_waits_for_its_turn(files: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -93,7 +103,7 @@ def test_the_slower_files_come_the_more_are_announced(files: list[str]) -> None:
     found = slow(Disk(0.02), files[0])
     needed_while_one_is_read = found.worth_announcing(0.02 / 32)
     assert FEWEST < needed_while_one_is_read <= MOST
-    assert found.worth_announcing(1e-9) == MOST
+    assert {found.worth_announcing(pace) for pace in (1e-9, 0.0, -1e-9)} == {MOST}  # as clocks measure nearly nothing
     assert found.worth_announcing(1.0) == FEWEST
 
 
@@ -101,3 +111,27 @@ def test_of_large_files_fewer_are_announced_so_that_they_fit(monkeypatch: pytest
     found = slow(Disk(0.01), files[0])
     monkeypatch.setattr(ahead, "AHEAD_BYTES", 2 * 100 * 25)
     assert FEWEST < found.worth_announcing(1e-9) < MOST
+
+
+def test_what_matters_is_how_files_were_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, seconds = [0.0], 0.01
+    monkeypatch.setattr(ahead.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(ahead, "AHEAD_BYTES", 2 * 100 * 25)
+
+    def read(_path: str, *_limit: int) -> bytes:
+        clock[0] += seconds
+        return bytes(100)
+
+    found = ReadAhead(read)
+    for _ in range(100):
+        found.announce("file")()
+    assert found.is_slow
+    assert found.worth_announcing(1e-9) == 25
+    empty = ReadAhead(lambda *asked: read(*asked)[:0])
+    for _ in range(10):
+        empty.announce("file")()
+    assert empty.worth_announcing(1e-9) == MOST
+    seconds = 1e-5
+    for _ in range(100):
+        found.announce("file")()
+    assert not found.is_slow

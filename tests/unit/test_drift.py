@@ -195,6 +195,19 @@ def test_a_change_is_flagged_only_if_it_is_large_and_no_chance() -> None:
     assert flagged(night(5000, 5000), night(4900, 4900, corrupt=200)) == ["failure corrupt"]
 
 
+def test_each_figure_has_its_own_limit() -> None:
+    limits = Limits(label=0.1, uncertain=0.2, failure=0.3, confidence=0.4, pictures=0.5)
+    found = changes(night(50, 50, corrupt=1), night(50, 50, no_face=1), limits)
+    assert {what: change.limit for what, change in found.items()} == {
+        "pictures": 0.5, "failure corrupt": 0.3, "no_face": 0.3, "uncertain": 0.2, "label female": 0.1,
+        "label male": 0.1, "confidence": 0.4,
+    }  # fmt: skip
+
+
+def test_failed_pictures_make_no_confidence_surer() -> None:
+    assert flagged(night(20, 20, corrupt=10_000), night(20, 20, mean=0.89, corrupt=10_000)) == []
+
+
 def test_the_number_of_pictures_is_judged_by_its_limit_alone() -> None:
     assert flagged(night(50, 50), night(60, 60)) == []
     assert flagged(night(50, 50), night(61, 60)) == ["pictures"]

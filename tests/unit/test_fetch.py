@@ -1,5 +1,6 @@
 """faces/fetch.py: only the pinned detector is ever used, from wherever it comes."""
 
+import resource
 import socket
 import threading
 from pathlib import Path
@@ -53,16 +54,37 @@ def test_a_place_that_cannot_be_taken_leaves_no_temporary_file(detector: Path, t
 
 def test_a_file_that_goes_on_after_the_detector_is_another_one(detector: Path, tmp_path: Path) -> None:
     (tmp_path / "longer.onnx").write_bytes(detector.read_bytes() + b"\n")
-    with pytest.raises(DetectorError, match="SHA-256"):
-        verified(tmp_path / "longer.onnx")
+    with (tmp_path / "endless.onnx").open("wb") as file:
+        file.truncate(1 << 40)  # more than there is memory for
+    for name in ("longer.onnx", "endless.onnx"):
+        with pytest.raises(DetectorError, match="SHA-256"):
+            verified(tmp_path / name)
+        with pytest.raises(DetectorError, match="SHA-256"):
+            fetch(tmp_path / "detector.onnx", (tmp_path / name).as_uri())
+    assert not (tmp_path / "detector.onnx").exists()
 
 
 def test_what_is_fetched_is_there_whole(detector: Path, tmp_path: Path) -> None:
     place = tmp_path / "data" / "detector.onnx"
-    fetch(place, detector.as_uri())
+    for _again in range(2):
+        fetch(place, detector.as_uri())
     assert place.read_bytes() == detector.read_bytes()
     assert len(place.read_bytes()) == SIZE
     assert list(place.parent.iterdir()) == [place]
+
+
+def test_a_full_disk_leaves_the_detector_that_was_there(detector: Path, tmp_path: Path) -> None:
+    place = tmp_path / "detector.onnx"
+    place.write_bytes(b"as it was")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            fetch(place, detector.as_uri())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert place.read_bytes() == b"as it was"
+    assert list(tmp_path.iterdir()) == [place]
 
 
 def test_another_file_is_not_kept(tmp_path: Path) -> None:
@@ -73,6 +95,24 @@ def test_another_file_is_not_kept(tmp_path: Path) -> None:
     with pytest.raises(DetectorError, match="--detector"):
         fetch(place, (tmp_path / "nowhere").as_uri())
     assert not place.parent.exists()
+
+
+def test_who_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gender_batch.faces.fetch._TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def close_late() -> None:
+            connection, _ = server.accept()
+            with connection:
+                told.wait(10)
+
+        told = threading.Event()
+        thread = threading.Thread(target=close_late)
+        thread.start()
+        with pytest.raises(DetectorError, match="timed out"):
+            fetch(tmp_path / "detector.onnx", f"http://127.0.0.1:{server.getsockname()[1]}")
+        told.set()
+        thread.join()
 
 
 def test_what_speaks_no_http_is_told(tmp_path: Path) -> None:

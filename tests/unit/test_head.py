@@ -105,7 +105,11 @@ def test_a_start_that_nothing_learnt_is_better_than_stays(squares: Squares, tmp_
     train = Labelled(Squares(squares.paths, recipe.source, tmp_path), truth)
     told = Told()
     machine = Machine(torch.device("cpu"), workers=0)
-    fit(network, train, Labelled(squares, truth), recipe, machine, tmp_path / "state.pt", told, known)
+    state = fit(network, train, Labelled(squares, truth), recipe, machine, tmp_path / "state.pt", told, known)
+    assert state.best_loss < state.history[0].val_loss
+    # The fine-tuning would begin with it, too, not with what was learnt last.
+    assert all(torch.equal(tensor, state.best_weights[name]) for name, tensor in state.first_weights.items())
+    assert all(torch.equal(tensor, state.best_weights[name]) for name, tensor in network.state_dict().items())
     with torch.inference_mode():
         answers = network(squares[range(40)]).argmax(1)
     assert (answers == truth).float().mean() > 0.9

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import importlib.util
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +21,7 @@ from click.testing import CliRunner
 from gender_batch.cli import main
 from gender_batch.model import cuda
 from gender_batch.model.cuda import has_nvidia_gpu, libraries
-from gender_batch.scoring import cores, doctor, state
+from gender_batch.scoring import cores, doctor
 from gender_batch.scoring.doctor import MODEL_FOLDERS, SUMS, Found, Level, Plan, damaged, examine
 
 
@@ -120,14 +124,118 @@ def test_pixels_for_a_gpu_are_those_of_the_embedded_model(tmp_path: Path, monkey
     (finding,) = examine(Plan("auto", 10**6, tmp_path))
     assert finding.level is Level.NOTE
     assert "15,360.0 GB wanted" in finding.found
+    (without,) = examine(Plan("cpu", 10**6, tmp_path))
+    assert "15,360.0 GB" not in without.found
+
+
+@pytest.mark.parametrize(
+    ("device", "remedy", "level", "told"),
+    [
+        ("auto", None, Level.NOTE, None),
+        ("auto", "install it", Level.PROBLEM, "install it"),
+        ("cuda", None, Level.PROBLEM, "--device auto"),
+        ("cuda", "install it", Level.PROBLEM, "install it"),
+    ],
+)
+def test_that_there_is_no_gpu_is_a_problem_to_who_wants_one_or_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, remedy: str | None, level: Level, told: str | None
+) -> None:
+    monkeypatch.setattr(cuda, "missing_for_cuda", lambda: cuda.Missing("it is not there", remedy))
+    monkeypatch.setattr(doctor, "CHECKS", {"device": doctor._device})
+    (finding,) = examine(Plan(device, 1, tmp_path))
+    assert (finding.level, finding.found, finding.remedy) == (level, "cpu: it is not there", told)
+
+
+def test_a_gpu_that_takes_the_process_down_with_it_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "missing_for_cuda", lambda: None)
+    monkeypatch.setattr(cuda, "missing_libraries", lambda: None)
+    monkeypatch.setattr(doctor, "_score_on_gpu", partial(os._exit, 7))
+    monkeypatch.setattr(doctor, "CHECKS", {"device": doctor._device})
+    (finding,) = examine(Plan("auto", 1, tmp_path))
+    assert (finding.level, finding.found) == (Level.PROBLEM, "cpu: the process that tried it died")
+    assert finding.remedy
 
 
 def test_less_room_than_a_run_needs_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "CHECKS", {"folder": doctor._folder})
     (enough,) = examine(Plan("cpu", 1, tmp_path))
-    monkeypatch.setattr(state, "LEAST_FREE", 2**62)
+    monkeypatch.setattr(doctor, "LEAST_FREE", 2**62)
     (little,) = examine(Plan("cpu", 1, tmp_path))
     assert (enough.level, little.level, little.remedy) == (Level.OK, Level.PROBLEM, "make room")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "inodes", "inodes_left", "told"),
+    [
+        (10**9, 10, 1, None),
+        (1, 10, 1, "make room"),  # what is left to this user counts, not what the disk has
+        (10**9, 10, 0, "remove files"),
+        (10**9, 0, 0, None),  # of a file system that makes them as they are needed
+    ],
+)
+def test_a_folder_needs_room_and_inodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, inodes: int, inodes_left: int, told: str | None
+) -> None:
+    volume = os.statvfs_result((4096, 4096, 10**9, 10**9, blocks, inodes, inodes_left, inodes_left, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: volume)
+    monkeypatch.setattr(doctor, "CHECKS", {"folder": doctor._folder})
+    (finding,) = examine(Plan("cpu", 1, tmp_path))
+    assert (finding.level, finding.remedy) == (Level.PROBLEM if told else Level.OK, told)
+
+
+def test_a_folder_without_locks_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    monkeypatch.setattr(doctor, "CHECKS", {"folder": doctor._folder})
+    (finding,) = examine(Plan("cpu", 1, tmp_path))
+    assert finding.level is Level.PROBLEM
+    assert os.strerror(errno.ENOLCK) in finding.found
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "remedy"),
+    [
+        (120, 120, None),
+        (119, 4096, "ulimit -n 120"),
+        (119, 119, "LimitNOFILE=120 in the service, or fewer --workers"),
+        (119, resource.RLIM_INFINITY, "ulimit -n 120"),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None),
+    ],
+)
+def test_workers_need_open_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, remedy: str | None
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(doctor, "CHECKS", {"open files": doctor._open_files})
+    (finding,) = examine(Plan("cpu", 7, tmp_path))
+    assert (finding.level, finding.remedy) == (Level.PROBLEM if remedy else Level.OK, remedy)
+
+
+@pytest.mark.parametrize(
+    ("free", "of_group", "found", "remedy"),
+    [
+        (2**30, sys.maxsize, "1.1 GB available; 4 workers need 1.1 GB", None),
+        (2**30 - 1, sys.maxsize, "1.1 GB available; 4 workers need 1.1 GB", "--workers 3"),
+        (2**40, 2**27, "134 MB available; 4 workers need 1.1 GB", "--workers 1"),
+    ],
+)
+def test_workers_need_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, of_group: int, found: str, remedy: str | None
+) -> None:
+    monkeypatch.setattr(doctor, "_free_memory", lambda: free)
+    monkeypatch.setattr(doctor, "_memory_of_group", lambda: of_group)
+    monkeypatch.setattr(doctor, "CHECKS", {"memory": doctor._memory})
+    finding, *_ = examine(Plan("cpu", 4, tmp_path))
+    assert (finding.level, finding.found, finding.remedy) == (Level.PROBLEM if remedy else Level.OK, found, remedy)
+
+
+def test_free_memory_is_in_bytes() -> None:
+    all_of_it = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert all_of_it / 500 < doctor._free_memory() <= all_of_it
 
 
 def test_a_check_that_breaks_is_a_problem_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

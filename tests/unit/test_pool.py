@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from steps import SIDE, Dying, DyingOnce, FromSlowDisk, Obey, Paint, SlowInference, Unanswerable
+from steps import SIDE, Dying, DyingOnce, FromSlowDisk, Obey, Paint, SlowInference, Unanswerable, WantMany
 
 from gender_batch.pictures.ahead import FEWEST, READERS
 from gender_batch.prediction import Status
@@ -21,6 +22,8 @@ from gender_batch.scoring.pool import (
     CHUNK,
     LOOK_AHEAD,
     PLACES,
+    QUEUED,
+    SHARE,
     SHORT_CHUNK,
     START_LIMIT,
     PoolError,
@@ -91,6 +94,16 @@ def check(paths: list[str], outcomes: list[tuple[str, Outcome]], expected: dict[
 def test_order_is_kept(length: int, count: int) -> None:
     paths = [f"picture {number}" for number in range(length)]
     check(paths, scored(paths, count), {})
+
+
+def test_none_is_left_with_much_at_the_end_while_others_have_nothing() -> None:
+    pool, given = WorkerPool(Obey(), 3, LONG), 0
+    lengths = [len(some) for some in pool._cut(map(str, range(3000)))]
+    for length in lengths:
+        assert length <= max(SHORT_CHUNK, given / 3 / SHARE)
+        given += length
+    assert given == 3000
+    assert max(lengths) == CHUNK
 
 
 def test_order_is_kept_when_some_take_longer() -> None:
@@ -342,6 +355,14 @@ def test_files_are_read_ahead_from_a_slow_disk_and_each_gets_its_own_content() -
     assert FEWEST < (outcomes[-1][1].height or 0) <= 1 + READERS
 
 
+def test_a_worker_holds_as_many_files_as_it_says() -> None:
+    paths = [f"picture {number}" for number in range(100)]
+    outcomes = scored(paths, count=1, factory=WantMany())
+    check(paths, outcomes, {})
+    longest = len(paths) // SHARE
+    assert max(outcome.height or 0 for _, outcome in outcomes) > (QUEUED + 1) * longest
+
+
 @pytest.mark.parametrize("deed", ["hang", "exit"])
 def test_a_file_that_hangs_or_crashes_among_files_read_ahead_costs_its_own_row(deed: str) -> None:
     bad = {f"{number} {deed}" for number in (30, 31, 45)}
@@ -385,6 +406,8 @@ def test_workers_killed_without_a_picture_in_hand_cost_nothing_where_others_are_
             (_, outcome), *_ = list(pool.outcomes(["a"]))
             assert outcome.width is not None
             os.kill(outcome.width, signal.SIGKILL)
+            while outcome.width in workers():  # what is sent to it from here on has no reader
+                time.sleep(0.01)
             check(paths, list(pool.outcomes(paths)), {})
 
 
@@ -414,15 +437,25 @@ def test_paths_are_drawn_only_a_bounded_number_ahead() -> None:
                 break
 
 
-def test_the_bound_holds_also_while_the_first_picture_hangs() -> None:
+def test_the_bound_holds_also_while_the_first_picture_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gender_batch.scoring.pool.LOOK_AHEAD", 2)  # which a busy machine reaches in time, too
     source = Drawn("0 hang")
     with WorkerPool(Obey(), 2, 1.5) as pool:
         path, outcome = next(pool.outcomes(source))
         assert (path, outcome.status) == ("0 hang", Status.TIMEOUT)
-        assert source.count <= LOOK_AHEAD * 2 * CHUNK
+        assert source.count <= 2 * 2 * CHUNK
 
 
 # Nothing is left behind; the fixture above looks after each test, these stop in unusual ways
+
+
+def test_no_worker_sees_an_interrupt_nor_does_one_that_took_another_s_place() -> None:
+    with WorkerPool(Obey(), 2, LONG) as pool:
+        list(pool.outcomes(["picture"] * 20 + ["1 exit"] + ["picture"] * 20))
+        assert len(workers()) == 2
+        for pid in workers():
+            (blocked,) = re.findall(r"^SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+            assert int(blocked, 16) >> (signal.SIGINT - 1) & 1
 
 
 def test_no_process_is_left_when_the_consumer_stops_early() -> None:

@@ -207,15 +207,19 @@ def test_help_and_documents_tell_the_limits_of_the_gates() -> None:
     assert f"On fewer than {LEAST_JUDGED}" in promise
 
 
-def test_pictures_that_were_cut_out_are_taken_from_where_the_run_put_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moved", [False, True])
+def test_pictures_that_were_cut_out_are_taken_from_where_the_run_put_them(tmp_path: Path, moved: bool) -> None:
+    """Of a run that may be moved together with them the place is told from its folder on."""
     run, faces = tmp_path / "run", tmp_path / "faces"
     run.mkdir()
     faces.mkdir()
     write_held_out(faces, {"val": 4}, [], [])
     (faces / "heldout.csv").rename(run / "heldout.csv")
-    (run / "config.json").write_text(json.dumps({"data": str(tmp_path / "photos"), PICTURES: str(faces)}))
+    (run / "config.json").write_text(
+        json.dumps({"data": str(tmp_path / "photos"), PICTURES: "../faces" if moved else str(faces)})
+    )
     held = held_out(run, ("a", "b"), Preprocessing(size=4, resize=4))
-    assert {Path(one.path).parent for one in held.figures} == {faces}
+    assert {Path(one.path).parent.resolve() for one in held.figures} == {faces}
 
 
 def test_without_a_test_the_figures_are_of_the_validation(tmp_path: Path) -> None:

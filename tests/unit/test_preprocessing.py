@@ -152,6 +152,10 @@ def test_a_face_may_have_any_margin_up_to_two_of_its_sides(margin: float) -> Non
         {**SPEC.to_dict(), "size": None},
         {**SPEC.to_dict(), "size": 160.5},
         {**SPEC.to_dict(), "resize": [171, 171]},
+        {**SPEC.to_dict(), "face": {"margin": "0.25", "alignment": "landmarks"}},
+        {**SPEC.to_dict(), "face": {"margin": True, "alignment": "landmarks"}},
+        {**SPEC.to_dict(), "face": {"margin": 0.25, "alignment": "eyes"}},
+        {**SPEC.to_dict(), "face": {"margin": 0.25}},
     ],
 )
 def test_what_is_not_understood_is_refused(spec: dict[str, object]) -> None:

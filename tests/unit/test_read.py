@@ -36,6 +36,7 @@ from gender_batch.pictures.read import (
     PIXEL_LIMIT,
     Picture,
     PictureError,
+    _take_needed,
     decode_picture,
     read_needed,
     read_picture,
@@ -160,6 +161,7 @@ def zipped() -> bytes:
         pytest.param(lambda: b"\x00", id="one byte"),
         pytest.param(lambda: b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0" + bytes(24), id="a sound"),
         pytest.param(lambda: b"BM and no bitmap: text that begins so", id="BM"),
+        pytest.param(lambda: b"\0\0\0\x14ftypisom\0\0\0\0mp41\0\0\0\x08avif", id="a film"),
         pytest.param(zipped, id="zip"),
         pytest.param(lambda: encoded(noise(16, 16), "ICO"), id="ICO"),
         pytest.param(lambda: encoded(noise(8, 8), "PPM"), id="PPM"),
@@ -802,6 +804,18 @@ def test_fewer_bytes_are_read_of_a_progressive_file(tmp_path: Path) -> None:
     needed = read_needed(str(file), 171)
     assert bytes_read() - before < 0.7 * file.stat().st_size
     assert len(needed) < 0.7 * file.stat().st_size
+
+
+@pytest.mark.parametrize("had", [10, BLOCK - 1, BLOCK + 100])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_of_a_file_that_grows_no_more_is_read_than_it_had(tmp_path: Path, had: int, progressive: bool) -> None:
+    """One more, at most: as of a file that is read whole."""
+    whole = encoded(noise(640, 520), "JPEG", progressive=progressive)
+    path = tmp_path / "picture"
+    path.write_bytes(whole[: had - 2] + whole[-2:] + bytes(10 * BLOCK))
+    with path.open("rb") as file:
+        assert len(_take_needed(128, file, had)) <= had + 1
+        assert file.tell() <= had + 1
 
 
 def _decoded(data: bytes, shorter_side: int) -> bytes | Status:

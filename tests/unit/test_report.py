@@ -19,7 +19,15 @@ from samples import encoded, noise
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
-from gender_batch.evaluation.gallery import Answer, confident_errors, draw_gallery, least_certain
+from gender_batch.evaluation.gallery import (
+    MOST,
+    Answer,
+    _choose,
+    confident_errors,
+    draw_gallery,
+    least_certain,
+    thumbnail,
+)
 from gender_batch.evaluation.groups import Group, by_group
 from gender_batch.evaluation.metrics import Bin, Proportion, Threshold
 from gender_batch.evaluation.plots import (
@@ -317,12 +325,69 @@ def test_the_galleries_are_in_order(answers: list[Answer]) -> None:
     assert (errors[0].answer, errors[0].right, errors[0].confidence) == (0, False, 0.5 + 117 / 240)
 
 
+def test_a_thumbnail_is_the_square_that_was_judged_or_the_whole_picture_with_the_face(tmp_path: Path) -> None:
+    Image.new("RGB", (80, 40), "navy").save(tmp_path / "a.png")
+    answer = Answer(str(tmp_path / "a.png"), "a.png", 0, (0.9, 0.1), "")
+    for most, side in ((16, 16), (100, 32)):
+        assert thumbnail(answer, PREPROCESSING, most).size == (side, side)
+    whole = thumbnail(replace(answer, box=(40, 10, 20, 20)), PREPROCESSING, 40)
+    assert whole.size == (40, 20)
+    yellow = np.asarray(whole)[:, :, 0] > 150
+    assert (yellow.any(0).argmax(), yellow.any(1).argmax()) == (20, 5)
+
+
 def test_a_sheet_of_right_and_wrong(answers: list[Answer], tmp_path: Path) -> None:
     labels = ("female", "a\udce9\n" + HOSTILE)
     draw_gallery([*answers, replace(answers[0], path="/nowhere")], PREPROCESSING, tmp_path / "gallery.png", labels)
     with Image.open(tmp_path / "gallery.png") as sheet:
         assert sheet.getpixel((0, 0)) == (0xC6, 0x28, 0x28)  # a wrong one comes first
         assert sheet.getpixel((sheet.width - 1, sheet.height - 40)) == (0x2E, 0x7D, 0x32)
+
+
+def test_half_of_a_sheet_is_wrong_at_most_and_the_right_ones_are_of_every_confidence() -> None:
+    def answers(right: int, wrong: int) -> list[Answer]:
+        return [Answer("", f"{n}", int(n >= right), (0.6 + n / 1000, 0.4 - n / 1000), "") for n in range(right + wrong)]
+
+    chosen = _choose(answers(100, 100))
+    assert [answer.right for answer in chosen] == [False] * (MOST // 2) + [True] * (MOST // 2)
+    confidences = [answer.confidence for answer in chosen if answer.right]
+    assert (confidences[0], len(set(confidences))) == (0.6 + 99 / 1000, MOST // 2)
+    assert confidences[-1] < 0.605
+    assert len({answer.name for answer in _choose(answers(100, 3))}) == MOST
+    assert len(_choose(answers(5, 3))) == 8
+
+
+def test_captions_tell_the_answer_and_of_a_wrong_one_the_label(tmp_path: Path) -> None:
+    Image.new("RGB", (80, 40), "navy").save(tmp_path / "a.png")
+    right = Answer(str(tmp_path / "a.png"), "a.png", 1, (0.1, 0.9), "", box=(40, 10, 20, 20))
+    both = [right, replace(right, truth=0), replace(right, truth=0, path="/nowhere")]
+    draw_gallery(both, PREPROCESSING, tmp_path / "gallery.png", ("i", "m" * 8))
+    with Image.open(tmp_path / "gallery.png") as file:
+        sheet = np.asarray(file.convert("RGB")).astype(int)
+    cells = [sheet[:, 136 * number : 136 * number + 136] for number in range(4)]
+
+    def ends(cell: np.ndarray, line: int) -> int:
+        """How far the text of a line goes."""
+        dark = (cell[137 + 13 * line : 137 + 13 * line + 13].sum(2) < 3 * 200).any(0)
+        return int(np.flatnonzero(dark).max(initial=0))
+
+    # Wrong ones come first, in red: what was answered is wider than what is true.
+    assert ends(cells[0], 0) > ends(cells[0], 1) > 0
+    assert ends(cells[2], 0) > 0 == ends(cells[2], 1)
+    assert ends(cells[1], 0) == 0  # cannot be read
+    assert (cells[3] == 255).all()
+    # As wide as the cell, half as high, between stripes of the frame's colour.
+    navy = (cells[2][:136] == (0, 0, 128)).all(2)
+    assert (navy.any(0).sum(), navy.any(1).sum()) == (128, 64)
+
+
+def test_a_sheet_has_a_row_for_every_eight(answers: list[Answer], tmp_path: Path) -> None:
+    heights = []
+    for count in (0, 1, 8, 9, 17):
+        draw_gallery(answers[:count], PREPROCESSING, tmp_path / "gallery.png", ("female", "male"))
+        with Image.open(tmp_path / "gallery.png") as sheet:
+            heights.append(sheet.height)
+    assert [height / heights[0] for height in heights] == [1, 1, 1, 2, 3]
 
 
 def test_captions_stay_under_their_pictures(answers: list[Answer], tmp_path: Path) -> None:

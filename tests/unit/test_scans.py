@@ -218,6 +218,7 @@ def test_scans_are_left_out_where_draft_reduces_by_four_or_more_and_nowhere_else
         pytest.param(b"\xff\xd8", id="a signature"),
         pytest.param(progressive().replace(b"\xff\xc2", b"\xff\xca", 1), id="arithmetic coding"),
         pytest.param(b"\xff\xd8\0\0" + progressive()[2:], id="bytes between segments"),
+        pytest.param(progressive().replace(b"\xff\xda", b"\xff\xda\0\3\1", 1), id="a scan of nothing"),
     ],
 )
 def test_irregular_files_and_others_are_handed_on_as_they_are(data: bytes) -> None:
@@ -364,6 +365,10 @@ def test_no_start_of_other_files_is_enough() -> None:
         for count in range(0, len(file), 7):
             with pytest.raises(NeverEnoughError):
                 shortened(file[:count], 12)
+    whole = progressive()  # of which all is needed at half its size
+    for count in range(0, len(whole), 7):
+        with pytest.raises(NeverEnoughError):
+            shortened(whole[:count], 48)
 
 
 def start_of(file: bytes, count: int, shorter_side: int) -> bytes | None:

@@ -50,6 +50,7 @@ def test_a_page_of_each_kind(tmp_path: Path) -> None:
     assert shown == ["doubtful.png", "gone.png", "sure.png", "couple.png", "nobody.png"]
     assert "cannot be read any more" in page
     assert "&lt;b&gt;female&lt;/b&gt;</bdi> 90.0%" in page
+    assert "male</bdi> 80.0%" in page  # of the other one
     assert "broken.png" not in page
     pictures = [base64.b64decode(found) for found in re.findall(r"data:image/jpeg;base64,([^\"]+)", page)]
     assert len(pictures) == 4
@@ -59,6 +60,7 @@ def test_a_page_of_each_kind(tmp_path: Path) -> None:
     columns = np.flatnonzero(yellow.any(axis=0))
     assert columns.min() == pytest.approx(50 * 0.6, abs=2)
     assert columns.max() == pytest.approx(250 * 0.6, abs=2)
+    assert yellow[:, :90].sum() > 1.2 * yellow[:, 90:].sum()  # the box of the one who is answered for is the thicker
 
 
 def test_names_do_nothing_to_the_page(tmp_path: Path) -> None:
@@ -74,16 +76,19 @@ def test_names_do_nothing_to_the_page(tmp_path: Path) -> None:
     assert "caf\\xe9\\n.png" in html.unescape(page)
 
 
-def test_it_is_bounded_and_keeps_the_least_certain(tmp_path: Path) -> None:
+def test_it_is_bounded_and_keeps_the_least_certain_and_a_sample_of_the_others(tmp_path: Path) -> None:
     sheet = Sheet()
     for number in range(3 * MOST):
-        sheet.add(certain(f"{number}.png", 0.5 + number / 1000))
+        sheet.add(certain(f"{number}.png", 0.5 + number // 2 / 1000))  # of two alike the first comes first
+        sheet.add(certain(f"couple {number}.png", 0.5, reason=Reason.PEOPLE_DIFFER))
         sheet.add(Prediction(f"nobody {number}.png", Status.NO_FACE))
     sheet.write(tmp_path / "sheet.html", LABELS, workers=1, name_of=str.upper)
     page = (tmp_path / "sheet.html").read_text()
     shown = re.findall(r"<small><bdi>(.*?)</bdi>", page)
     assert shown[:MOST] == [f"{number}.PNG" for number in range(MOST)]
-    assert len(set(shown)) == 2 * MOST
+    assert len(set(shown)) == 3 * MOST
+    for first, kind in ((MOST, "COUPLE"), (2 * MOST, "NOBODY")):
+        assert set(shown[first : first + MOST]) != {f"{kind} {number}.PNG" for number in range(MOST)}
     assert f"{MOST} of {3 * MOST} are shown" in page
 
 
@@ -110,3 +115,23 @@ def test_boxes_are_where_the_faces_are(size: tuple[int, int], box: tuple[int, in
             inner, outer = np.flatnonzero(red.any(axis=axis)), np.flatnonzero(frame.any(axis=axis))
             assert inner.min() == pytest.approx(outer.min(), abs=4)
             assert inner.max() == pytest.approx(outer.max(), abs=4)
+
+
+@pytest.mark.parametrize(("boxes", "middle"), [([], 1000), ([(600, 20, 200, 60), (1500, 20, 60, 60)], 700)])
+def test_of_a_long_picture_what_is_about_the_first_face_or_the_centre_is_shown(
+    boxes: list[tuple[int, int, int, int]], middle: int
+) -> None:
+    picture = Image.new("RGB", (2000, 100), "black")
+    picture.paste("red", (middle - 100, 0, middle + 100, 100))
+    shown = np.asarray(boxed(Picture(picture, *picture.size), boxes, 200))
+    assert shown.shape == (50, 200, 3)
+    columns = np.flatnonzero(shown[0, :, 0] > 128)
+    assert (columns.min(), columns.max()) == (50, 149)
+    at_the_end = boxed(Picture(picture, *picture.size), [(1900, 20, 100, 60)], 200)
+    assert at_the_end.size == (200, 50)
+
+
+def test_the_first_box_is_the_thicker_one() -> None:
+    picture = Picture(Image.new("RGB", (200, 100), "black"), 200, 100)
+    shown = np.asarray(boxed(picture, [(130, 30, 40, 40), (30, 30, 40, 40)], 200))[:, :, 0] > 150
+    assert shown[:, 100:].sum() > 1.5 * shown[:, :100].sum() > 0

@@ -10,8 +10,12 @@ import resource
 import shutil
 import signal
 import stat
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import click
 import numpy as np
@@ -34,14 +38,14 @@ from gender_batch.pictures.read import PictureError
 from gender_batch.training import loading, run
 from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.dataset import Dataset
-from gender_batch.training.fit import Labelled, _moving_average, fit, schedule
+from gender_batch.training.fit import AVERAGED_EPOCHS, Labelled, _moving_average, fit, schedule
 from gender_batch.training.judge import HeldOut, judge
 from gender_batch.training.kept import candidates, choose
 from gender_batch.training.loading import Squares, batches
 from gender_batch.training.losses import Auxiliary, GroupLosses
 from gender_batch.training.network import EMBEDDING, Checkpoint, Network, WeightsError, load_initial_weights
 from gender_batch.training.order import IMAGE_SIZES, Order, suited
-from gender_batch.training.predict import USUAL_TEMPERATURE, fit_temperature
+from gender_batch.training.predict import USUAL_TEMPERATURE, fit_temperature, predict_logits
 from gender_batch.training.recipe import Machine, Recipe
 from gender_batch.training.samples import DatasetError, Sample
 from gender_batch.training.state import State
@@ -255,6 +259,15 @@ def test_groups_count_by_what_they_lost() -> None:
     assert losses.weights_of(torch.tensor([2, 3])).tolist() == pytest.approx([common, rare])
 
 
+def test_a_group_that_an_epoch_left_out_counts_on() -> None:
+    """As one of a few pictures may be, all of them among the odd rest."""
+    losses = GroupLosses(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 0]), torch.device("cpu"))
+    losses.add(torch.tensor([1, 2]), torch.tensor([0.2, 0.2]))
+    left_out, seen = losses.tilted(3.0)
+    assert 0 < left_out < seen
+    assert (left_out + 2 * seen) / 3 == pytest.approx(1)
+
+
 def test_weights_of_groups_settle() -> None:
     losses = GroupLosses(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.device("cpu"))
     weights = [1.0, 1.0]
@@ -349,6 +362,8 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     torch.save({"features": Trap()}, tmp_path / "trap.pth")
     with pytest.raises(WeightsError):
         load_initial_weights(Network(2), str(tmp_path / "trap.pth"))
+    with pytest.raises(UnpicklingError):
+        State.load(tmp_path / "trap.pth")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -524,6 +539,213 @@ def test_the_adaptation_may_end_early_and_the_fine_tuning_goes_to_its_end(tmp_pa
     assert math.ldexp(1, -1074) > 0  # the smallest number is one again
 
 
+@dataclass(frozen=True)
+class Looking(Augmentation):
+    """Looks at each batch that it is given, before anything is learnt of it."""
+
+    look: Callable[[torch.Tensor], None] = lambda _: None
+
+    def __call__(self, pictures: torch.Tensor, size: int) -> torch.Tensor:
+        self.look(pictures)
+        return super().__call__(pictures, size)
+
+
+def test_a_training_that_is_interrupted_after_every_epoch_ends_as_one_that_is_not(tmp_path: Path) -> None:
+    """With all that can be learnt from or beside: classes of different frequency, groups, another column."""
+    recipe = Recipe(image_size=32, adapt_epochs=2, fine_epochs=3, batch_size=4, tilt=30.0, class_weights=True)
+    train, val = labelled_squares(tmp_path, recipe)
+    truth = torch.tensor([0, 1, 0, 1, 0, 0, 0, 1])
+    train = replace(
+        train, truth=truth, groups=2 * truth + torch.arange(8) // 4, others=torch.tensor([[0], [-1], [2], [1]] * 2)
+    )
+    torch.manual_seed(0)
+    begin, head = Network(2).state_dict(), torch.nn.Linear(EMBEDDING, 2)
+    ends = []
+    for interrupted in (False, True):
+        told: Told = Told()
+        given: list[tuple[tuple[int, ...], float]] = []
+        for _ in range(9):
+            network = Network(2)
+            network.load_state_dict(begin)
+            torch.manual_seed(len(given))  # whatever happened before must not matter
+            told = Interrupting(1) if interrupted else told
+
+            def note(pictures: torch.Tensor, given: list[tuple[tuple[int, ...], float]] = given) -> None:
+                given.append((tuple(pictures[:, 0, 0, 0].tolist()), float(torch.rand(()))))
+
+            mine = replace(recipe, augmentation=Looking(look=note))
+            try:
+                state = fit(network, train, val, mine, CPU, tmp_path / f"{interrupted}.pt", told, head)
+                break
+            except KeyboardInterrupt:
+                continue
+        else:
+            pytest.fail("nothing is kept of an epoch, so that it never ends")
+        history = [replace(epoch, seconds=0.0, pictures_per_second=0.0, waiting=0.0) for epoch in state.history]
+        ends.append((history, given, state.group_weights, network.state_dict()))
+    (history, given, group_weights, weights), (again, given_again, group_weights_again, weights_again) = ends
+    assert [(epoch.phase, epoch.epoch) for epoch in history] == [
+        *(("adaptation", number) for number in (1, 2)),
+        *(("fine-tuning", number) for number in (1, 2, 3)),
+    ]
+    assert history == again
+    assert given == given_again
+    assert group_weights == group_weights_again
+    assert max(group_weights) > 1.01
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, weights_again[name]), name
+    # Each epoch sees all pictures, in an order and with luck of its own.
+    epochs = [given[start : start + 2] for start in range(0, len(given), 2)]
+    assert all(sorted(first + second) == [30 * number for number in range(8)] for (first, _), (second, _) in epochs)
+    assert len({str(epoch) for epoch in epochs}) == len({luck for _, luck in given}) / 2 == 5
+
+
+def test_the_adaptation_teaches_the_heads_alone(tmp_path: Path) -> None:
+    recipe = Recipe(image_size=32, adapt_epochs=2, fine_epochs=0, batch_size=4)
+    network, states, asked = Network(2), [], []
+
+    class Keeping(Told):
+        def epoch(self, *_: object) -> None:
+            states.append(State.load(tmp_path / "state.pt"))
+
+    def note(_: torch.Tensor) -> None:
+        asked.append(any(parameter.grad is not None for parameter in network.features.parameters()))
+
+    train, val = labelled_squares(tmp_path, recipe)
+    mine = replace(recipe, augmentation=Looking(look=note))
+    others = torch.tensor([[0], [1]] * 4)
+    fit(network, replace(train, others=others), val, mine, CPU, tmp_path / "state.pt", Keeping())
+    assert asked == [False] * 4  # what nobody learns from costs time
+    first, second = ({**state.weights, **state.auxiliary} for state in states)
+    changed = {name for name, tensor in first.items() if not torch.equal(tensor, second[name])}
+    assert changed == {name for name in first if name.endswith(("1.weight", "1.bias")) and "features" not in name}
+
+
+def undecided() -> Network:
+    """To which every picture is of class 0 with a probability of three quarters."""
+    network = Network(2)
+    with torch.no_grad():
+        network.linear.weight.zero_()
+        network.linear.bias.copy_(torch.tensor([math.log(3), 0]))
+    return network
+
+
+@pytest.mark.parametrize("mixed", [{}, {"mixup": 1.0}, {"cutmix": 1.0}])
+def test_mixed_pictures_have_mixed_classes(tmp_path: Path, mixed: dict[str, float]) -> None:
+    """Of classes that are not mixed all pictures of a class lose the same here, and so do its groups."""
+    recipe = Recipe(image_size=32, adapt_epochs=4, fine_epochs=0, batch_size=4, lr_adapt=0.0, **mixed)
+    train, val = labelled_squares(tmp_path, recipe)
+    train = replace(train, groups=2 * train.truth + torch.arange(8) // 4)
+    state = fit(undecided(), train, val, recipe, CPU, tmp_path / "state.pt", Told())
+    assert (max(state.group_weights) > 1.001) == bool(mixed)
+    if mixed:
+        train = replace(train, others=torch.tensor([[0], [1]] * 4))
+        with pytest.raises(ValueError, match="nothing else can be learnt beside them"):
+            fit(undecided(), train, val, recipe, CPU, tmp_path / "other.pt", Told())
+
+
+@pytest.mark.parametrize(
+    ("options", "train_shares", "val_shares"),
+    [
+        ({}, (3 / 4, 1 / 4), (3 / 4, 1 / 4)),
+        ({"label_smoothing": 0.2}, (0.7, 0.3), (3 / 4, 1 / 4)),
+        ({"class_weights": True}, (1 / 2, 1 / 2), (1 / 2, 1 / 2)),
+    ],
+)
+def test_the_figures_of_an_epoch_are_means_over_its_pictures(
+    tmp_path: Path, options: dict[str, Any], train_shares: tuple[float, float], val_shares: tuple[float, float]
+) -> None:
+    recipe = Recipe(image_size=32, adapt_epochs=1, fine_epochs=0, batch_size=4, lr_adapt=0.0, **options)
+    network, told = undecided(), []
+
+    class Hearing(Told):
+        def batch(self, *said: object) -> None:
+            told.append(said)
+
+    train, val = labelled_squares(tmp_path, recipe)
+    train, val = (replace(split, truth=torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])) for split in (train, val))
+    (epoch,) = fit(network, train, val, recipe, CPU, tmp_path / "state.pt", Hearing()).history
+    losses = -math.log(3 / 4), -math.log(1 / 4)
+    assert (epoch.phase, epoch.epoch) == ("adaptation", 1)
+    assert (epoch.train_accuracy, epoch.val_accuracy) == (0.75, 0.75)
+    train_loss, val_loss = (np.dot(shares, losses) for shares in (train_shares, val_shares))
+    assert epoch.train_loss == pytest.approx(train_loss, rel=1e-2)  # in bfloat16
+    assert epoch.val_loss == pytest.approx(val_loss, rel=1e-5)
+    assert epoch.pictures_per_second * epoch.seconds >= 8
+    assert 0 <= epoch.waiting <= 1
+    assert told[-1] == ("adaptation", 1, 2, 2, epoch.train_loss)
+
+
+def test_the_rate_and_the_average_go_over_all_epochs(tmp_path: Path) -> None:
+    recipe = Recipe(image_size=32, adapt_epochs=0, fine_epochs=3, batch_size=2)  # of seven: three steps an epoch
+    network, names = Network(2), ("backbone.features.18.0.weight", "backbone.features.0.1.running_mean")
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def note(_: torch.Tensor) -> None:
+        seen.append({name: network.state_dict()[name].clone() for name in names})
+
+    train, val = labelled_squares(tmp_path, recipe)
+    others = torch.tensor([[0], [1]] * 4)  # which the adaptation has not begun to learn
+    train = Labelled(Squares(train.squares.paths[:7], recipe.source, tmp_path), train.truth[:7], others=others[:7])
+    mine = replace(recipe, augmentation=Looking(look=note))
+    state = fit(network, train, val, mine, CPU, tmp_path / "state.pt", Told())
+    seen.append(state.weights)
+    kernel, mean = ([weights[name] for weights in seen] for name in names)
+    steps = [float((after - before).abs().mean()) for before, after in pairwise(kernel)]
+    assert len(steps) == 9
+    assert steps[0] == 0  # the rate begins at nothing,
+    assert min(steps[1:]) > 0  # does not come down to it between two epochs,
+    assert steps[-1] < 0.3 * max(steps)  # and nearly does at the end
+    kept = 1 - 1 / (1 + AVERAGED_EPOCHS * 3)
+    for name, values in zip(names, (kernel, mean), strict=True):
+        average = values[1]
+        for value in values[2:]:
+            average = kept * average + (1 - kept) * value
+        assert torch.allclose(state.average[f"module.{name}"], average, rtol=1e-3, atol=1e-6), name
+        assert not torch.allclose(values[-1], average, rtol=1e-3, atol=1e-6), name
+    # It is what was judged, and is kept of the best epoch.
+    network.load_state_dict(state.best_weights)
+    answers = torch.from_numpy(predict_logits(network, val.squares, CPU))
+    best = min(epoch.val_loss for epoch in state.history)
+    assert float(torch.nn.functional.cross_entropy(answers, val.truth)) == pytest.approx(best, rel=1e-5)
+    assert state.best_loss == best
+
+
+def test_groups_and_other_columns_matter_as_much_as_is_asked_for(tmp_path: Path) -> None:
+    recipe = Recipe(image_size=32, adapt_epochs=2, fine_epochs=2, batch_size=4, lr_adapt=0.03)
+    train, val = labelled_squares(tmp_path, recipe)
+    # The lightest picture is of the class of the dark ones, and a group of its own.
+    truth = torch.tensor([0, 0, 0, 0, 1, 1, 1, 0])
+    train = replace(
+        train, truth=truth, groups=torch.tensor([0, 0, 0, 0, 1, 1, 1, 2]), others=torch.tensor([[0], [1]] * 4)
+    )
+    torch.manual_seed(0)
+    begin, ends = Network(2).state_dict(), {}
+    for name, mine in {
+        "as it is": recipe,
+        "all groups alike": replace(recipe, tilt=0.0),
+        "more of the others": replace(recipe, auxiliary=1.0),
+    }.items():
+        torch.manual_seed(0)
+        network = Network(2)
+        network.load_state_dict(begin)
+        ends[name] = fit(network, train, val, mine, CPU, tmp_path / f"{name}.pt", Told())
+    easy, _, hard = ends["as it is"].group_weights
+    assert hard > easy
+    assert ends["all groups alike"].group_weights == pytest.approx([1, 1, 1])
+    for name in ("all groups alike", "more of the others"):
+        kernels = (ends[end].weights["backbone.features.18.0.weight"] for end in ("as it is", name))
+        assert not torch.equal(*kernels), name
+
+
+def test_the_adaptation_ends_where_nothing_gets_better(tmp_path: Path) -> None:
+    recipe = Recipe(image_size=32, adapt_epochs=9, fine_epochs=0, batch_size=4, patience=2, lr_adapt=0.0)
+    told = Told()
+    state = fit(Network(2), *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", told)
+    assert len(state.history) == 1 + 2
+    assert any("stopped early" in note for note in told.notes)
+
+
 def test_with_class_weights_a_rare_class_is_answered_as_often_as_a_common_one(tmp_path: Path) -> None:
     """Pictures that say nothing: the likeliest answer is then the classes' frequency, or, weighted, all alike."""
     Image.new("RGB", (40, 40), "grey").save(tmp_path / "grey.png")
@@ -589,6 +811,60 @@ def test_of_known_features_what_is_better_by_luck_only_is_not_taken() -> None:
     assert choose(torch.stack([losses, better, lucky]), known=True) == 1
     assert choose(torch.stack([losses, losses, losses + 1]), known=True) == 0
     assert choose(torch.tensor([[0.5], [0.4]]), known=True) == 1
+
+
+def kept_of(folder: Path, answers: list[np.ndarray], epochs: int, known: torch.nn.Linear | None = None) -> State:
+    """What is kept where weights, in the order in which they are first judged, give these logits of 200 pictures, the
+    even ones of class 0."""
+    seen: list[torch.Tensor] = []
+
+    def predicted(network: Network, *_: object) -> np.ndarray:
+        weights = network.linear.weight.detach().clone()
+        if not any(torch.equal(weights, earlier) for earlier in seen):
+            seen.append(weights)
+        return next(answer for answer, earlier in zip(answers, seen, strict=False) if torch.equal(weights, earlier))
+
+    recipe = Recipe(image_size=32, adapt_epochs=0, fine_epochs=epochs, batch_size=4, average=False)
+    train, val = labelled_squares(folder, recipe)
+    val = replace(val, truth=torch.tensor([0, 1] * 100))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gender_batch.training.fit.predict_logits", predicted)
+        return fit(Network(2), train, val, recipe, CPU, folder / "state.pt", Told(), known)
+
+
+def logits(wrong: int, margin: float) -> np.ndarray:
+    right = np.tile(np.eye(2, dtype=np.float32), (100, 1))
+    return margin * np.concatenate([right[:wrong, ::-1], right[wrong:]])
+
+
+def test_each_candidate_is_judged_at_the_temperature_that_suits_it(tmp_path: Path) -> None:
+    """The first epoch is modest, and has the lower loss; the second is more often right, and far too sure."""
+    state = kept_of(tmp_path, [logits(40, 1), logits(10, 20), logits(100, 1)], epochs=2)
+    assert state.history[0].val_loss < state.history[1].val_loss
+    assert state.kept == "last epoch"
+
+
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_a_loss_that_is_not_finite_ends_the_training_and_nothing_of_it_is_kept(tmp_path: Path, where: str) -> None:
+    recipe, network = Recipe(image_size=32, adapt_epochs=1, fine_epochs=0, batch_size=4), Network(2)
+    answer = np.zeros((8, 2), np.float32)
+    if where == "training":
+        network.linear.bias.data.fill_(math.nan)
+    else:
+        answer.fill(math.nan)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gender_batch.training.fit.predict_logits", lambda *_: answer)
+        with pytest.raises(FloatingPointError, match="not finite in adaptation epoch 1"):
+            fit(network, *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Told())
+    assert not (tmp_path / "state.pt").exists()
+
+
+@pytest.mark.parametrize(("wrong", "kept"), [(39, "mean of the first and the last weights"), (10, "last epoch")])
+def test_of_known_features_the_last_epoch_is_kept_where_it_is_clearly_better(
+    tmp_path: Path, wrong: int, kept: str
+) -> None:
+    known = torch.nn.Linear(EMBEDDING, 2)
+    assert kept_of(tmp_path, [logits(40, 1), logits(wrong, 1), logits(40, 1)], epochs=1, known=known).kept == kept
 
 
 @pytest.mark.parametrize("known", [False, True])
