@@ -41,7 +41,7 @@ class Confidence:
 @dataclass(frozen=True)
 class Stage:
     """One stage of a run: how many pictures went through it, and the seconds that took; of `reading`, `decoding` and
-    `inference` those of all workers together."""
+    `inference` those of all workers together. `writing` happens between `scoring`, which does not count it."""
 
     pictures: int
     seconds: float
