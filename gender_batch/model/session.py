@@ -27,7 +27,6 @@ VNNI = {"avx512_vnni", "avx_vnni"}
 """Instructions that make int8 about twice as fast as float32. Without them it is slower, and on some CPUs its sums
 saturate."""
 
-
 _ERRORS_ONLY, _NOTHING = 3, 4
 
 _ROUNDING = 1e-3
