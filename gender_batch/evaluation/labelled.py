@@ -80,10 +80,10 @@ def evaluate(
         seen.append(row)
         failed += row.status.failed
         tell(len(seen), failed)
-    rows = [row for row in seen if row.status is Status.OK]
     if not seen:
         unread = "".join(f"; {folder!r} was not read: {reason}" for folder, reason in walk.unreadable_folders[:1])
         raise NoPictureError(f"{root}: no picture in its folders {', '.join(labels)}{unread}")
+    rows = [row for row in seen if row.status is Status.OK]
     if not rows:
         raise LabelsError(f"{root}: no picture in it could be scored; {_why(seen)}")
     names = [name_of[row.path] for row in rows]

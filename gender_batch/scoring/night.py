@@ -54,14 +54,14 @@ class Night:
         self.giving = 0.0
         self._folder = os.getcwdb() + b"/"
         self._expected: deque[_Expected] = deque()
-        self._queue = _Queue(state.path.parent)
+        self._order = _Order(state.path.parent)
         self._seen = bytearray()
 
     def __enter__(self) -> Night:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._queue.close()
+        self._order.close()
 
     def rows(self, scorer: Scoring, paths: Iterable[str]) -> Iterator[Prediction]:
         """One row per path, in their order, soon after it is known: while they are written others are scored.
@@ -82,14 +82,13 @@ class Night:
         """The next rows in chunks, as long as at least so many are known."""
         while (count := min(CHUNK, self._first_expected() - self.given)) >= least:
             began = time.perf_counter()
-            identifiers = self._queue.peek(count)
+            identifiers = self._order.numbers(self.given, count)
             wanted = {abs(identifier) for identifier in identifiers}
             rows = self.state.rows(wanted)
             if missing := wanted - rows.keys():
                 if missing <= {expected.identifier for expected in self._expected}:
                     return  # they were named once more, have changed, and are scored again
                 raise StateError(f"{self.state.path}: {len(missing)} rows are missing: a defect of ours")
-            self._queue.drop(count)
             self._seen.extend(bytes(max(0, max(rows) + 1 - len(self._seen))))
             for identifier in identifiers:
                 path, answer = rows[abs(identifier)]
@@ -111,7 +110,7 @@ class Night:
             self.state.keep_only(self._seen)
 
     def _to_score(self, paths: Iterable[str]) -> Iterator[str]:
-        """Those paths that must be scored; every path's id goes to the queue."""
+        """Those paths that must be scored; every path's id is noted in their order."""
         for path in paths:
             relative = not path.startswith("/")
             key = self._folder + os.fsencode(path) if relative else os.fsencode(path)
@@ -120,7 +119,7 @@ class Night:
             known = self.state.find(key)
             answered = self._answered(known, key, stamp, content)
             identifier = answered or self.state.expect(key, stamp)
-            self._queue.add(-identifier if relative else identifier)
+            self._order.add(-identifier if relative else identifier)
             self.found += 1
             self.told(self)
             if answered is None:
@@ -163,12 +162,11 @@ class _Expected(NamedTuple):
     content: bytes | None
 
 
-class _Queue:
-    """Numbers, first in, first out, in a nameless file in a folder."""
+class _Order:
+    """Numbers in the order they came, in a nameless file in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close()
-        self._dropped = 0
 
     def close(self) -> None:
         self._file.close()
@@ -176,10 +174,7 @@ class _Queue:
     def add(self, number: int) -> None:
         self._file.write(number.to_bytes(8, sys.byteorder, signed=True))
 
-    def peek(self, count: int) -> array[int]:
-        """The first `count` of them."""
+    def numbers(self, start: int, count: int) -> array[int]:
+        """So many of them from that place on."""
         self._file.flush()
-        return array("q", os.pread(self._file.fileno(), 8 * count, 8 * self._dropped))
-
-    def drop(self, count: int) -> None:
-        self._dropped += count
+        return array("q", os.pread(self._file.fileno(), 8 * count, 8 * start))

@@ -35,7 +35,6 @@ REPORT_EVERY = 10
 AVERAGED_EPOCHS = 0.5
 """Epochs over which the moving average of the weights reaches back."""
 
-
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
