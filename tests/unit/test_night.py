@@ -6,7 +6,9 @@ import os
 import shutil
 import sqlite3
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,17 +34,22 @@ def small_chunks() -> Iterator[None]:
 class Reader:
     """Scores a file by its content: text that begins with "bad" is corrupt. Remembers what it was asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str = "a") -> None:
+        self.label = label
         self.asked: list[str] = []
 
     def rows(self, paths: Iterable[str]) -> Iterator[Prediction]:
         for path in paths:
             self.asked.append(path)
-            text = Path(path).read_text()
+            try:
+                text = Path(path).read_text()
+            except OSError:
+                yield Prediction(path, Status.UNREADABLE, error="not there")
+                continue
             if text.startswith("bad"):
                 yield Prediction(path, Status.CORRUPT, error=text)
             else:
-                yield Prediction(path, Status.OK, "a", (len(text) / 100, 1 - len(text) / 100), None, 3, 4)
+                yield Prediction(path, Status.OK, self.label, (len(text) / 100, 1 - len(text) / 100), None, 3, 4)
 
 
 def rows_of(night: Night, reader: Reader, paths: list[str]) -> list[Prediction]:
@@ -268,21 +275,69 @@ def test_reading_ahead_finds_all_in_any_order(tmp_path: Path) -> None:
                 assert (known.id if known else None) == numbers.get(name)
 
 
-@given(st.lists(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 2)), max_size=8), max_size=4))
-def test_any_history_of_a_folder_gives_the_rows_of_its_last_night(
-    tmp_path_factory: pytest.TempPathFactory, nights: list[list[tuple[str, int]]]
+NAMES = st.sampled_from(["a", "b", "c", "folder/a", "folder/b", "folder/deeper/a"])
+CONTENT = st.sampled_from(["", "x", "xx", "bad", "bad too"])  # "": there is no such file any more
+PATHS = st.lists(st.tuples(NAMES, st.booleans()), max_size=12)  # in any order, also twice; relative or not
+
+
+class Hurried(Reader):
+    """Draws `ahead` more paths than it has answered, as worker processes do, and may be stopped after some answers."""
+
+    def __init__(self, label: str, ahead: int, stopped_after: int | None) -> None:
+        super().__init__(label)
+        self.ahead, self.stopped_after = ahead, stopped_after
+
+    def rows(self, paths: Iterable[str]) -> Iterator[Prediction]:
+        drawn: deque[str] = deque()
+        paths, answered = iter(paths), 0
+        while True:
+            drawn.extend(islice(paths, self.ahead + 1 - len(drawn)))
+            if answered == self.stopped_after:
+                raise KeyboardInterrupt
+            if not drawn:
+                return
+            yield from super().rows([drawn.popleft()])
+            answered += 1
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.tuples(NAMES, CONTENT), max_size=4),
+            PATHS,
+            st.builds(Policy, st.booleans(), st.booleans()),
+            st.builds(Hurried, st.sampled_from("ab"), st.integers(0, 4), st.none() | st.integers(0, 5)),
+        ),
+        max_size=5,
+    )
+)
+def test_any_history_gives_the_rows_of_its_last_night(
+    tmp_path_factory: pytest.TempPathFactory,
+    nights: list[tuple[list[tuple[str, str]], list[tuple[str, bool]], Policy, Hurried]],
 ) -> None:
     folder = Folder(tmp_path_factory.mktemp("history"))
-    mtime = 0
-    for changes in nights:
-        for name, size in changes:
-            mtime += 1
-            if size == 0:
-                (folder.root / name).unlink(missing_ok=True)
-            else:
-                folder.write(name, "x" * size, mtime)
-        if any(folder.root.iterdir()):
-            folder.night()
+    mtime = count(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.root)
+        for changes, named, policy, reader in nights:
+            for name, text in changes:
+                Path(name).parent.mkdir(parents=True, exist_ok=True)
+                if text:
+                    folder.write(name, text, next(mtime))
+                else:
+                    Path(name).unlink(missing_ok=True)
+            paths = [str(folder.root / name) if absolute else name for name, absolute in named]
+            wanted, rows = list(Reader(reader.label).rows(paths)), []
+            try:
+                with State(folder.state, reader.label) as state, Night(state, policy) as night:
+                    for row in night.rows(reader, paths):
+                        rows.append(row)
+                    night.forget_others()
+                    assert state.count() == len({name for name, _ in named})
+                assert rows == wanted
+                assert (night.found, night.scored, night.given) == (len(paths), len(reader.asked), len(paths))
+            except KeyboardInterrupt:
+                assert rows == wanted[: len(rows)]
 
 
 def test_names_that_are_no_utf_8_come_back(tmp_path: Path) -> None:
