@@ -167,8 +167,9 @@ def train(
     DATA holds train/<class>/... with optional val/ and test/, or <class>/... alone, which is then split.
     The class names are the folder names. Two phases: adaptation trains a new head on frozen features,
     fine-tuning trains all weights at a small rate. Of a training that starts from the program's own features or from
-    a checkpoint, the mean of the weights before and after fine-tuning is kept, unless those after it are better by
-    more than chance; of any other, the best epoch, the last one or their mean, by validation loss.
+    a checkpoint, the mean of the weights before and after fine-tuning is kept; or those after it, if they are better
+    and fine-tuning has helped by more than chance. Of any other, the best epoch, the last one or their mean, by
+    validation loss.
     """
     if adapt_epochs + fine_epochs == 0:
         raise click.UsageError("--adapt-epochs and --fine-epochs cannot both be 0")

@@ -155,13 +155,15 @@ def _result(training: _Training) -> tuple[str, Weights]:
         return "best epoch", state.best_weights or _copy(network)
     averages = {name.removeprefix("module."): tensor for name, tensor in state.average.items() if "." in name}
     found = candidates(state, averages if training.recipe.average else state.weights, training.known)
-    losses = []
-    for weights in found.values():
+
+    def losses(weights: Weights) -> Tensor:
         network.load_state_dict(weights)
         logits = predict_logits(network, val.squares, training.machine)
         scaled = torch.from_numpy(logits / np.float32(fit_temperature(logits, val.truth.numpy())))
-        losses.append(functional.cross_entropy(scaled, val.truth, training.class_weights, reduction="none"))
-    name = list(found)[choose(torch.stack(losses), training.known)]
+        return functional.cross_entropy(scaled, val.truth, training.class_weights, reduction="none")
+
+    before = losses(state.first_weights) if training.known else None
+    name = list(found)[choose(torch.stack([losses(weights) for weights in found.values()]), before)]
     return name, found[name]
 
 

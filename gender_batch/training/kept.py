@@ -26,17 +26,19 @@ def candidates(state: State, last: Weights, known: bool) -> dict[str, Weights]:
     return {"best epoch": best, "last epoch": last, "mean of the best and the last epoch": _mean(best, last)}
 
 
-def choose(losses: Tensor, known: bool) -> int:
+def choose(losses: Tensor, before: Tensor | None) -> int:
     """Which of the candidates to take, by their losses on the same pictures, (candidates, N): that of the least mean.
 
-    Where the features were known, the first, unless the least mean is less by more than two standard errors of the
-    difference. In the manner of the rule of one standard error (Breiman et al. 1984, section 3.4.3): the first
-    candidate should be the one that is wanted without any pictures.
+    Where the features were known, `before` are the losses (N,) of the weights that the fine-tuning began with, and the
+    first candidate is taken, unless the least mean is less than theirs by more than two standard errors of the
+    difference. Of pictures such as the features know already, few cannot tell which of the two is better; of others
+    much is learnt, and half of it would be given away.
     """
     least = int(losses.mean(1).argmin())
-    more = losses[0] - losses[least]
-    clear = more.mean() > 2 * more.std(correction=0) / math.sqrt(len(more))
-    return least if clear or not known else 0
+    if before is None:
+        return least
+    gain = before - losses[least]
+    return least if gain.mean() > 2 * gain.std(correction=0) / math.sqrt(len(gain)) else 0
 
 
 def _mean(these: Weights, those: Weights) -> Weights:
