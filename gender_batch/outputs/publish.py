@@ -51,8 +51,10 @@ def published(path: Path) -> Iterator[BinaryIO]:
 def remove_leftovers(target: Path) -> None:
     """Remove temporary files of runs that were killed. Only for who holds the lock of `target`. Raises OSError."""
     start = _hidden(target, ".")
-    for path in target.absolute().parent.iterdir():
-        if path.name.startswith(start) and path.name.endswith(_TEMPORARY):
+    for path in target.parent.iterdir():
+        middle = path.name.removeprefix(start).removesuffix(_TEMPORARY)
+        # mkstemp puts no dot there: one more is a `rows.csv`, which another run may be writing beside our `rows`.
+        if path.name == f"{start}{middle}{_TEMPORARY}" and "." not in middle:
             path.unlink(missing_ok=True)
 
 
@@ -77,11 +79,11 @@ class OwnFiles:
             self._temporary.setdefault(_hidden(target, "."), set()).add(folder)
 
     def __contains__(self, path: str) -> bool:
-        folder, _, name = path.rpartition("/")
+        _, _, name = path.rpartition("/")
         found = self._folders.get(name)
         if found is None and name.endswith(_TEMPORARY):
             found = next((folders for start, folders in self._temporary.items() if name.startswith(start)), None)
-        return found is not None and os.path.realpath(folder or ".") in found
+        return found is not None and os.path.realpath(os.path.dirname(path)) in found
 
 
 def _hidden(path: Path, ending: str) -> str:

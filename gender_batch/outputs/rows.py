@@ -29,7 +29,7 @@ class CsvRows:
     """
 
     def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
-        self._text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="", write_through=False)
+        self._text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
         self._csv = csv.writer(self._text)
         self._csv.writerow(columns)
 
@@ -37,8 +37,7 @@ class CsvRows:
         self._csv.writerow(values)
 
     def close(self) -> None:
-        self._text.flush()
-        self._text.detach()
+        self._text.detach()  # which flushes it, and leaves the file open
 
 
 class JsonLines:

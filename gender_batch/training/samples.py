@@ -103,7 +103,12 @@ def _found(root: Path, group_by: str | None, listed: Listed | None) -> Found:
 def _in_folders(root: Path) -> tuple[tuple[str, ...], list[tuple[str, str, str]]]:
     """The classes, and (name, class, split) of every file in them; the split is empty where no folder gives it."""
     folders = [name for name in SPLITS if (root / name).is_dir()]
-    if "train" not in folders:
+    if folders and "train" not in folders:
+        raise DatasetError(
+            f"{root}: {', '.join(folders)} without train; put one folder per class into {root / 'train'}, or give the "
+            f"folder another name than {', '.join(SPLITS)}"
+        )
+    if not folders:
         classes = _classes(root, besides=RUNS)
         return classes, [(name, label, "") for name, label in _in_classes(root, root, classes)]
     others = set(_folders(root)) - {*SPLITS, RUNS}
@@ -174,7 +179,7 @@ def _listed(
     by_folder = "split" not in listed.columns and (root / "train").is_dir()
     found = []
     for name, row in rows.items():
-        split = name.split("/")[0] if by_folder else row.values.get("split", "")
+        split = name.split("/")[0] if by_folder else ""
         if by_folder and split not in SPLITS:
             raise DatasetError(
                 f"{listed.path}, line {row.line}: {name} is in none of the folders {', '.join(SPLITS)}; "
@@ -184,7 +189,7 @@ def _listed(
     classes = tuple(sorted({label for _, label, _ in found}))
     if len(classes) < 2:
         raise DatasetError(
-            f"{listed.path}: its pictures are of {len(classes)} class(es) ({', '.join(classes) or 'none'}); "
+            f"{listed.path}: its pictures are of {len(classes)} class(es) ({', '.join(classes)}); "
             "two or more are needed"
         )
     rest = {name for name in files - rows.keys() if (root / name).resolve() != listed.path.resolve()}

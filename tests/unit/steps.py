@@ -1,15 +1,18 @@
 """Steps for the worker pool that do what the name of a picture says. Importable, since workers import them."""
 
+import logging
 import os
 import resource
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gender_batch.pictures.ahead import ReadAhead
 from gender_batch.pictures.read import PictureError
@@ -51,6 +54,11 @@ def obey(path: str, _read: Callable[[], bytes]) -> Outcome:
                 return Outcome(Status.TOO_LARGE, error=path)
         case "slow":
             time.sleep(0.3)
+        case "talk":
+            warnings.warn("an odd tag", stacklevel=1)
+            logging.getLogger("decoder").warning("an odd tag")
+            for descriptor in (1, 2):
+                os.write(descriptor, b"an odd tag\n")
         case "corrupt":
             return Outcome(Status.CORRUPT, error=path)
     return Outcome(Status.OK, width=os.getpid(), error=path)
@@ -75,24 +83,29 @@ def slow_disk(path: str, limit: int = 10_000) -> bytes:
 
 @dataclass(frozen=True)
 class SlowInference(StepFactory):
-    """What is done with a list of outcomes takes 0.3 s for each."""
+    """What is done with a list of outcomes takes 0.3 s for each, and for ever where a path says so."""
 
     def __call__(self) -> Step:
         return obey
 
     def inference(self) -> Inference:
         def infer(outcomes: list[Outcome], begin: Callable[[], None]) -> list[Outcome]:
-            for _ in outcomes:
+            for outcome in outcomes:
                 begin()
-                time.sleep(0.3)
+                time.sleep(60 if "stuck" in str(outcome.error) else 0.3)
             return outcomes
 
         return infer
 
 
+def squares_of(count: int, colour: int) -> NDArray[np.uint8]:
+    """(count, SIDE, SIDE, 3): the first of the colour, each other one of the next."""
+    return np.tile(np.arange(colour, colour + count, dtype=np.uint8)[:, None, None, None], (1, SIDE, SIDE, 3))
+
+
 @dataclass(frozen=True)
 class Paint(StepFactory):
-    """Gives pixels, as many squares as the first number of a path says, all of its second number."""
+    """Gives pixels, as many squares as the first number of a path says: of its second number, the next one, ..."""
 
     def __call__(self) -> Step:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -102,7 +115,7 @@ class Paint(StepFactory):
             squares, colour = map(int, path.split()[:2])
             if not squares:
                 return Outcome(Status.NO_FACE, error=path)
-            return outcome._replace(result=np.full((squares, SIDE, SIDE, 3), colour, np.uint8))
+            return outcome._replace(result=squares_of(squares, colour))
 
         return step
 

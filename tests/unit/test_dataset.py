@@ -23,7 +23,7 @@ from gender_batch.faces.look import FaceSearch, Looker
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.training.crops import Crops
 from gender_batch.training.dataset import Dataset, folds, load_dataset
-from gender_batch.training.samples import DatasetError, Sample
+from gender_batch.training.samples import DatasetError, Sample, find_samples
 from gender_batch.training.splits import cut_folds, hold_out
 
 PERSON = r"/(\w+)_"
@@ -339,7 +339,8 @@ def test_a_list_gives_groups_and_attributes(people: Path) -> None:
         split, label, file = name.split("/")
         person = f"{split} {file.split('_')[0][1:]}"  # the same numbers in both classes
         written = f"data/{name}" if number % 2 else name
-        rows.append((written, label.upper(), person, str(number % 3)))
+        age = str(number % 3) if number else label  # by chance the class, as a column may say of some pictures
+        rows.append((written, label.upper(), person, age))
     rows.append(("data/train/a/gone.png", "A", "nobody", "9"))
     file = write_labels(people / "labels.csv", ("path", "class again", "group", "age"), rows)
     data = load_dataset(people, labels_file=file)
@@ -359,6 +360,7 @@ def test_a_list_gives_groups_and_attributes(people: Path) -> None:
     ("column", "told"),
     [
         ("gender", "'gender' of --labels only repeats the classes"),
+        ("label", "'label' of --labels only repeats the classes"),
         ("age", "nothing is known .* 'age'"),
         ("race", "nothing is known .* 'race'"),
     ],
@@ -366,8 +368,8 @@ def test_a_list_gives_groups_and_attributes(people: Path) -> None:
 def test_a_column_to_learn_that_tells_nothing_is_refused_before_a_picture_is_read(
     people: Path, column: str, told: str
 ) -> None:
-    rows = [(name, name[0].upper(), "") for name in pictures(people)]
-    file = write_labels(people / "labels.csv", ("path", "gender", "age"), rows)
+    rows = [(name, name[0], name[0].upper(), "") for name in pictures(people)]
+    file = write_labels(people / "labels.csv", ("path", "label", "gender", "age"), rows)
     with pytest.raises(DatasetError, match=told):
         load_dataset(people, labels_file=file, columns=[column], advance=lambda _: pytest.fail("a picture was read"))
 
@@ -386,8 +388,11 @@ def test_a_split_in_the_list_is_above_the_folders(people: Path, with_labels: boo
     give_splits(people, "test")
     rows = [(name, "test" if "_2" in name else "train", name.split("/")[1]) for name in pictures(people)]
     columns = ("path", "split", "label") if with_labels else ("path", "split", "class again")
+    if with_labels:  # then a picture may lie anywhere
+        (people / rows[-1][0]).rename(people / "loose_2.png")
+        rows[-1] = ("loose_2.png", *rows[-1][1:])
     data = load_dataset(people, labels_file=write_labels(people / "labels.csv", columns, rows))
-    assert names(data.test) == {name for name in pictures(people) if "_2" in name}
+    assert names(data.test) == {row[0] for row in rows if row[1] == "test"}
     assert any(name.startswith("test/") for name in names((*data.train, *data.val)))
 
 
@@ -541,9 +546,38 @@ def test_a_group_by_that_does_not_work_is_told(people: Path, pattern: str, told:
 
 
 def test_one_class_is_too_few(people: Path) -> None:
-    shutil.rmtree(people / "b")
-    with pytest.raises(DatasetError, match="two or more"):
+    for gone, told in (("b", r"1 class folder\(s\) found \(a\)"), ("a", r"0 class folder\(s\) found \(none\)")):
+        shutil.rmtree(people / gone)
+        with pytest.raises(DatasetError, match=f"{told}; two or more"):
+            load_dataset(people)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path, listed: bool) -> None:
+    file = write_labels(tmp_path / "labels.csv", ("path", "label"), [("a/a0_0.png", "a")]) if listed else None
+    with pytest.raises(DatasetError, match=r"none: no such folder; it must hold .* pictures"):
+        load_dataset(tmp_path / "none", labels_file=file)
+
+
+def test_classes_without_a_picture_are_told(people: Path) -> None:
+    for name in pictures(people):
+        (people / name).unlink()
+    with pytest.raises(DatasetError, match=r"class a has 0 .* at least 10"):
         load_dataset(people)
+
+
+@pytest.mark.parametrize("splits", [["test"], ["val", "test"]])
+def test_splits_without_a_train_are_no_classes(people: Path, splits: list[str]) -> None:
+    for name in splits:
+        shutil.copytree(people / "a", people / name / "a")
+    told = f"{', '.join(splits)} without train; put one folder per class into {people / 'train'}, or"
+    with pytest.raises(DatasetError, match=re.escape(told)):
+        load_dataset(people)
+
+
+def test_a_file_named_as_a_split_is_none(people: Path) -> None:
+    (people / "train").write_text("how they were trained")
+    assert load_dataset(people).labels == ("a", "b")
 
 
 @pytest.mark.parametrize("left", [0, 9])
@@ -659,7 +693,10 @@ def test_pictures_behind_links_to_folders_are_learnt_and_none_by_two_names(peopl
     (people / "a" / "link").symlink_to(tmp_path / "elsewhere")
     (people / "a" / "again").symlink_to("more")  # comes before it
     (people / "a" / "loop").symlink_to(people / "a")
+    ordered = [sample.name for sample in find_samples(people, None, None).splits["train"] if "/link/" in sample.name]
+    assert ordered == sorted(ordered)  # a seed is a split, by whatever order a set has
     found = names(load_dataset(people).all)
+    assert names(load_dataset(Path(os.path.relpath(people))).all) == found
     assert Counter(name.split("/")[1] for name in found if name.count("/") == 2) == {"link": 30, "more": 15}
     assert len(found) == 180 - 15 + 30
     rows = [(name, name[0]) for name in found]

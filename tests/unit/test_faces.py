@@ -323,6 +323,8 @@ def test_what_a_worker_says_of_a_photo(detector: Path, faces: list[Path]) -> Non
     elapsed = time.perf_counter() - began
     assert (outcome.status, outcome.width, outcome.height) == (Status.OK, *photo.size)
     assert (outcome.faces, len(outcome.boxes)) == (5, 4)
+    seen = looker(detector).look(encoded(photo, "PNG"))
+    assert outcome.boxes == tuple(face.box(*photo.size) for face in seen.faces)
     assert outcome.result is not None
     assert outcome.result.shape == (4, 160, 160, 3)
     assert min(outcome.reading, outcome.decoding, outcome.finding) > 0

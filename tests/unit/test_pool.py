@@ -9,12 +9,25 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from steps import SIDE, Dying, DyingOnce, FromSlowDisk, Obey, Paint, SlowInference, Unanswerable, WantMany
+from steps import (
+    SIDE,
+    Dying,
+    DyingOnce,
+    FromSlowDisk,
+    Obey,
+    Paint,
+    SlowInference,
+    Unanswerable,
+    WantMany,
+    squares_of,
+)
 
 from gender_batch.pictures.ahead import FEWEST, READERS
 from gender_batch.prediction import Status
@@ -181,6 +194,28 @@ def test_a_picture_that_eats_memory_gets_no_more_than_the_limit() -> None:
     assert before.status is after.status is Status.OK
 
 
+# What goes to the terminal, and what comes from it
+
+
+def test_what_decoders_say_goes_nowhere_and_why_a_worker_ended_to_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    scored(["1 talk", "2 talk"])
+    assert capfd.readouterr() == ("", "")
+    scored(["1 raise"])
+    told = capfd.readouterr()
+    assert told.out == ""
+    assert "RuntimeError: a step that breaks its contract" in told.err
+
+
+def test_a_worker_that_another_thread_started_ignores_interrupts() -> None:
+    """Only the main thread can have them held back while one starts."""
+    with ThreadPoolExecutor(1) as thread, WorkerPool(Obey(), 1, LONG) as pool:
+        ((_, before),) = thread.submit(list, pool.outcomes(["picture"])).result()
+        assert before.width is not None
+        os.kill(before.width, signal.SIGINT)
+        ((_, after),) = thread.submit(list, pool.outcomes(["picture"])).result()
+    assert after.width == before.width
+
+
 # Crashes
 
 
@@ -253,6 +288,11 @@ def test_the_limit_is_not_that_of_the_inference_of_a_whole_chunk() -> None:
     check(paths, scored(paths, count=1, timeout=1.5, factory=SlowInference()), {})
 
 
+def test_an_inference_that_never_ends_is_told_of_the_picture_in_hand() -> None:
+    paths = ["picture", "picture stuck"]
+    check(paths, scored(paths, count=1, timeout=1.0, factory=SlowInference()), {"picture stuck": Status.TIMEOUT})
+
+
 def test_the_time_for_which_all_is_stopped_does_not_count() -> None:
     program = """
 from steps import Obey
@@ -302,8 +342,7 @@ def painted(pool: WorkerPool, paths: list[str], statuses: dict[str, Status]) -> 
         assert outcome.status is statuses.get(path, Status.OK if squares else Status.NO_FACE)
         if outcome.status is Status.OK:
             assert outcome.result is not None
-            assert outcome.result.shape == (squares, SIDE, SIDE, 3)
-            assert (outcome.result == colour).all()
+            assert np.array_equal(outcome.result, squares_of(squares, colour))
         else:
             assert outcome.result is None
     assert seen == paths

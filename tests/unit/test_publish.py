@@ -1,13 +1,17 @@
 """outputs/publish.py: a file that appears whole or not at all, and the lock of an output."""
 
+import errno
+import fcntl
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -124,6 +128,26 @@ def test_all_of_it_is_on_the_disk_before_it_takes_its_place_and_its_name_is_afte
     assert done == ["4 bytes", "name", "folder"]
 
 
+def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with published(tmp_path / "preds.csv") as file:
+        file.write(b"a")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, published(tmp_path / "preds.csv"):
+        (tmp_path / "pictures").open()
+    assert caught.value.filename == str(tmp_path / "pictures")
+
+
+def test_an_error_is_told_although_the_folder_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(RuntimeError), published(tmp_path / "out" / "preds.csv"):
+        shutil.rmtree(tmp_path / "out")
+        raise RuntimeError
+
+
 def test_an_error_without_an_old_file_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), published(tmp_path / "preds.csv"):
         raise RuntimeError
@@ -212,8 +236,11 @@ def test_another_process_holds_it_until_it_is_done(tmp_path: Path) -> None:
 
 
 def test_outputs_beside_each_other_do_not_lock_each_other(tmp_path: Path) -> None:
-    with locked(tmp_path / "a.csv"), locked(tmp_path / "b.csv"), locked(tmp_path / "a.json"):
-        assert len(names(tmp_path)) == 3
+    long = "profiles of " * 16
+    with ExitStack() as locks:
+        for name in ("a.csv", "b.csv", "a.json", f"{long}a.csv", f"{long}b.csv"):
+            locks.enter_context(locked(tmp_path / name))
+        assert len(names(tmp_path)) == 5
 
 
 def test_the_lock_is_released_after_the_block_however_it_ends(tmp_path: Path) -> None:
@@ -250,6 +277,47 @@ def test_a_stale_lock_file_is_no_obstacle(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_a_lock_file_that_goes_meanwhile_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its holder may remove it just before we lock it: who opens it next would hold a lock, too."""
+    path, flock = tmp_path / "preds.csv", fcntl.flock
+    gone: list[str] = []
+
+    def late(file: TextIO, operation: int) -> None:
+        if not gone:
+            gone.extend(names(tmp_path))
+            (tmp_path / gone[0]).unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(path):
+        assert names(tmp_path) == gone
+        with pytest.raises(LockedError), locked(path):
+            raise AssertionError("the block ran")
+
+
+def test_a_lock_file_that_somebody_removed_is_no_error(tmp_path: Path) -> None:
+    with locked(tmp_path / "preds.csv"):
+        (tmp_path / names(tmp_path)[0]).unlink()
+    assert names(tmp_path) == []
+
+
+def test_a_holder_that_has_not_written_its_name_yet_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "preds.csv"
+    with locked(path):
+        (tmp_path / names(tmp_path)[0]).write_text("")
+        with pytest.raises(LockedError, match="an unknown process"), locked(path):
+            raise AssertionError("the block ran")
+
+
+def test_a_file_system_without_locks_is_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_file: TextIO, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="No locks available"), locked(tmp_path / "preds.csv"):
+        raise AssertionError("the block ran")
+
+
 def test_never_two_at_a_time(tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     counter.write_text("0")
@@ -273,16 +341,34 @@ def test_own_files_are_told_from_pictures(tmp_path: Path, monkeypatch: pytest.Mo
             for path in (name, f"./{name}", str(tmp_path / name), f"../{tmp_path.name}/{name}"):
                 assert path in own, path
             assert f"inner/{name}" not in own
-    for name in ("picture.jpg", "rows.csv.jpg", ".other.csv.abc.tmp", "x.tmp"):
+    for name in ("picture.jpg", "rows.csv.jpg", ".rows.csv.jpg", ".other.csv.abc.tmp", "x.tmp"):
         assert name not in own
     assert "x.tmp" in OwnFiles([Path("x.tmp")])
 
 
+def test_own_files_are_known_by_other_ways_to_them(tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("here")
+    own = OwnFiles([tmp_path / "link" / "rows.csv", tmp_path / "there" / "rows.csv"])
+    for folder in ("here", "link", "there"):
+        for name in ("rows.csv", ".rows.csv.abc.tmp"):
+            assert f"{tmp_path}/{folder}/{name}" in own
+    assert f"{tmp_path}/rows.csv" not in own
+
+
+def test_own_files_may_lie_in_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "/rows.csv" in OwnFiles([Path("/rows.csv")])
+    assert "/rows.csv" not in OwnFiles([Path("rows.csv")])
+
+
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
-    target = tmp_path / "rows.csv"
-    for name in ("rows.csv", ".rows.csv.abc123.tmp", ".rows.csv.state", "mine.tmp", ".others.csv.abc123.tmp"):
+    """Those of its own alone: beside `rows`, the file of a `rows.csv` is another run's, which may go on."""
+    others = {"rows.csv", ".rows.csv.state", "mine.tmp", ".others.csv.abc123.tmp", ".rows.csv.json.abc123.tmp"}
+    for name in (*others, ".rows.csv.abc123.tmp"):
         (tmp_path / name).touch()
-    remove_leftovers(target)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "rows.csv", ".rows.csv.state", "mine.tmp", ".others.csv.abc123.tmp",
-    }  # fmt: skip
+    remove_leftovers(tmp_path / "rows.csv")
+    assert set(names(tmp_path)) == others
+    remove_leftovers(tmp_path / "rows")
+    assert set(names(tmp_path)) == others

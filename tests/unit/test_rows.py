@@ -81,7 +81,9 @@ def test_csv_is_read_back_exactly(content: list[tuple[Value, ...]]) -> None:
 @given(content=st.lists(rows(), max_size=5))
 @example(content=NASTY)
 def test_json_is_read_back_exactly(content: list[tuple[Value, ...]]) -> None:
-    found = json.loads(written(".json", content))
+    data = written(".json", content)
+    assert data.endswith(b"]\n")
+    found = json.loads(data)
     assert found == [dict(zip(COLUMNS, values, strict=True)) for values in content]
     for entry, values in zip(found, content, strict=True):
         assert os.fsencode(entry["path"]) == os.fsencode(str(values[0]))

@@ -16,10 +16,12 @@ from PIL import Image
 
 onnx = pytest.importorskip("onnx")
 
+from gender_batch.faces.fetch import DetectorError
+from gender_batch.faces.look import FaceSearch
 from gender_batch.model.metadata import KEY, Metadata, ModelError
 from gender_batch.model.session import Model, OutOfGpuMemoryError
 from gender_batch.pictures.preprocessing import Preprocessing
-from gender_batch.prediction import Reason, Status
+from gender_batch.prediction import Person, Prediction, Reason, Status
 from gender_batch.scoring import batches, run
 from gender_batch.scoring.batches import BatchInference
 from gender_batch.scoring.pool import WorkerPool
@@ -112,10 +114,25 @@ def test_another_way_of_reading_or_of_looking_for_faces_decides_an_answer(
 ) -> None:
     scorers = [Scorer(Options(model=brightness, faces=Faces(when, detector))) for when in ("never", "always")]
     digests = {scorer.digest() for scorer in scorers}
-    for name, known in (("READING", 4), ("LOOKING", 5)):  # for the latter, those who look for none are the same
+    # For what concerns faces, those who look for none are the same.
+    for name, known in (("READING", 4), ("LOOKING", 5), ("SHA256", 6)):
         monkeypatch.setattr(run, name, "another")
         digests |= {scorer.digest() for scorer in scorers}
         assert len(digests) == known
+
+
+def test_another_model_or_another_question_decides_an_answer(brightness: Path, detector: Path, tmp_path: Path) -> None:
+    model = onnx.load(brightness)
+    onnx.helper.set_model_props(model, {KEY: replace(METADATA, threshold=0.8).to_json()})
+    onnx.save(model, tmp_path / "model.onnx")
+    assert Scorer(Options(tmp_path / "model.onnx")).digest() != Scorer(Options(brightness)).digest()
+    digests = set()
+    for every in (False, True):
+        for whole in (False, True):
+            scorer = Scorer(Options(brightness, faces=Faces("always", detector, every, whole)))
+            assert scorer.search == FaceSearch(detector, every=every, whole=whole)
+            digests.add(scorer.digest())
+    assert len(digests) == 4
 
 
 @pytest.mark.parametrize(
@@ -136,6 +153,43 @@ def test_faces_are_looked_for_where_the_model_knows_them_or_where_that_is_asked_
     with Scorer(Options(tmp_path / "model.onnx", "cpu", 1, faces=Faces(when, detector))) as scorer:
         (row,) = scorer.rows([grey(tmp_path / "grey.png", 255)])
     assert (row.status, row.faces) == ((Status.NO_FACE, 0) if looks else (Status.OK, None))
+    assert scorer.lacks_detector is None
+
+
+def test_a_detector_that_is_missing_or_another_file_is_told(brightness: Path, tmp_path: Path) -> None:
+    model = onnx.load(brightness)
+    onnx.helper.set_model_props(model, {KEY: replace(METADATA, pictures="face").to_json()})
+    onnx.save(model, tmp_path / "model.onnx")
+    scorer = Scorer(Options(tmp_path / "model.onnx", "cpu", faces=Faces("auto")))
+    assert (scorer.search, "no face detector" in str(scorer.lacks_detector)) == (None, True)
+    with pytest.raises(DetectorError, match="no face detector yet"):
+        Scorer(Options(tmp_path / "model.onnx", "cpu", faces=Faces("always")))
+    with pytest.raises(DetectorError, match=r"model\.onnx"):
+        Scorer(Options(tmp_path / "model.onnx", "cpu", faces=Faces("always", tmp_path / "model.onnx")))
+
+
+def test_how_many_work_and_how_long_a_picture_may_take(brightness: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "usable_cores", lambda: 5)
+    scorers = [Scorer(Options(brightness, "cpu", workers, picture_timeout=7.0)) for workers in (None, 3)]
+    assert [scorer.workers for scorer in scorers] == [5, 3]
+    assert [(scorer._pool.count, scorer._pool.picture_timeout) for scorer in scorers] == [(5, 7.0), (3, 7.0)]
+
+
+def couple(people: list[list[float]]) -> Outcome:
+    return Outcome(Status.OK, width=8, height=6, faces=2, boxes=((0, 0, 4, 4), (4, 0, 4, 4)), probabilities=people)
+
+
+def scorer_of(outcome: Outcome, model: Path, faces: Faces | None = None) -> Scorer:
+    """One whose workers say the same of every picture."""
+
+    class Pool:
+        def outcomes(self, paths: Iterable[str]) -> Iterator[tuple[str, Outcome]]:
+            for path in paths:
+                yield path, outcome
+
+    scorer = Scorer(Options(model=model, device="cpu", faces=faces or Faces()))
+    scorer._pool = Pool()  # type: ignore[assignment]
+    return scorer
 
 
 @pytest.mark.parametrize(
@@ -148,17 +202,41 @@ def test_faces_are_looked_for_where_the_model_knows_them_or_where_that_is_asked_
     ],
 )
 def test_people_differ_where_what_is_most_probable_of_them_does_sure_or_not(
-    brightness: Path, people: list[list[float]], label: str, reason: Reason | None
+    brightness: Path, detector: Path, people: list[list[float]], label: str, reason: Reason | None
 ) -> None:
-    class Pool:
-        def outcomes(self, paths: Iterable[str]) -> Iterator[tuple[str, Outcome]]:
-            for path in paths:
-                yield path, Outcome(Status.OK, faces=2, boxes=((0, 0, 4, 4), (4, 0, 4, 4)), probabilities=people)
+    for faces in (Faces("never"), Faces("always", detector)):
+        (row,) = scorer_of(couple(people), brightness, faces).rows(["couple.jpg"])
+        assert (row.label, row.reason, row.probabilities) == (label, reason, tuple(people[0]))
 
-    scorer = Scorer(Options(model=brightness, device="cpu"))
-    scorer._pool = Pool()  # type: ignore[assignment]
+
+def test_with_every_face_each_has_its_own_answer_and_box(brightness: Path, detector: Path) -> None:
+    scorer = scorer_of(couple([[0.9, 0.1], [0.4, 0.6]]), brightness, Faces("always", detector, every=True))
     (row,) = scorer.rows(["couple.jpg"])
-    assert (row.label, row.reason, row.probabilities) == (label, reason, tuple(people[0]))
+    assert (row.label, row.reason, row.probabilities, row.box) == ("bright", None, (0.9, 0.1), (0, 0, 4, 4))
+    assert row.others == (Person("uncertain", (0.4, 0.6), (4, 0, 4, 4), Reason.LOW_CONFIDENCE),)
+    assert (row.faces, row.width, row.height) == (2, 8, 6)
+
+
+def test_what_took_the_time_is_counted(brightness: Path) -> None:
+    scorer = scorer_of(couple([[0.9, 0.1]] * 2)._replace(reading=1, decoding=2, finding=3, inference=4), brightness)
+    list(scorer.rows(["couple.jpg", "again.jpg"]))
+    assert (scorer.pictures, scorer.reading, scorer.decoding, scorer.finding, scorer.inference) == (2, 2, 4, 6, 8)
+
+
+def test_a_summary_counts_what_became_of_the_pictures() -> None:
+    summary = Summary()
+    for label, probabilities in (("dark", (0.25, 0.75)), ("uncertain", (0.5, 0.5))):
+        summary.add(Prediction("a.jpg", Status.OK, label=label, probabilities=probabilities))
+    for status in (Status.NO_FACE, Status.CORRUPT, Status.CORRUPT):
+        summary.add(Prediction("a.jpg", status))
+    assert (summary.pictures, summary.failed) == (5, 2)  # a picture of nobody is as good as any
+    assert summary.statuses == {Status.OK: 2, Status.NO_FACE: 1, Status.CORRUPT: 2}
+    assert summary.labels == {"dark": 1, "uncertain": 1}
+    assert (summary.confidences, summary.squared_confidences) == (1.25, 0.75**2 + 0.5**2)
+
+
+PEOPLE = (1, 2, 1, 3, 4)
+"""By number of the picture: batches of 4 begin and end with some, and end in the middle of others."""
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 11])
@@ -166,7 +244,7 @@ def test_batches_give_each_picture_its_own_answer(brightness: Path, count: int) 
     model = Model(brightness)
     outcomes = []
     for number in range(count):
-        people = 1 + number % 4
+        people = PEOPLE[number % 5]
         pixels = np.full((people, 4, 4, 3), 20 * number, np.uint8)
         pixels[1:] += 1
         outcomes.append((f"{number}", Outcome(Status.OK, pixels, 8, 9)))
@@ -179,7 +257,7 @@ def test_batches_give_each_picture_its_own_answer(brightness: Path, count: int) 
         if result.status is Status.OK:
             assert result.result is None
             assert result.probabilities is not None
-            expected = [20 * int(path) / 255] + [(20 * int(path) + 1) / 255] * (int(path) % 4)
+            expected = [20 * int(path) / 255] + [(20 * int(path) + 1) / 255] * (PEOPLE[int(path) % 5] - 1)
             assert [values[0] for values in result.probabilities] == pytest.approx(expected, abs=1e-6)
 
 

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+import time
 from math import ceil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from samples import bmp_header, encoded, noise
 
 from gender_batch.faces.look import FaceSearch
 from gender_batch.model.session import DEFAULT_FOLDER, Model
@@ -48,12 +50,26 @@ def test_answers_are_to_the_last_bit_those_of_each_picture_alone_however_many_ar
             assert (after.status, after.width, after.height) == (before.status, before.width, before.height)
         assert len(begun) == ceil(9 / size)
     assert tried == set(infer.SIZES)
+    assert {len(taken) for taken in infer._taken.values()} == {infer.TRIALS}  # no more are kept, however long it runs
 
 
 def test_the_time_of_an_inference_is_shared_by_the_squares() -> None:
     model = Model(DEFAULT_FOLDER / "apparent-gender.onnx", "cpu", threads=1)
-    one, three = _Inference(model)(outcomes(model, [1, 3], seed=0), lambda: None)
+    infer, given = _Inference(model), outcomes(model, [1, 3], seed=0)
+    infer._taken[1] = [1.0] * infer.TRIALS  # so that two squares are inferred together
+    began = time.perf_counter()
+    one, three = infer(given, lambda: None)
+    elapsed = time.perf_counter() - began
     assert three.inference == pytest.approx(3 * one.inference)
+    assert one.inference + three.inference <= elapsed  # no second is told twice
+
+
+def test_a_picture_has_its_width_and_height_also_where_it_failed() -> None:
+    step = Read(Preprocessing(size=4, resize=4))()
+    outcome = step("picture", lambda: encoded(noise(30, 20), "PNG"))
+    assert (outcome.status, outcome.width, outcome.height) == (Status.OK, 30, 20)
+    outcome = step("bomb", lambda: bmp_header(12_000, 10_000))
+    assert (outcome.status, outcome.width, outcome.height) == (Status.TOO_LARGE, 12_000, 10_000)
 
 
 def test_all_of_a_file_is_read_where_faces_are_looked_for() -> None:
