@@ -97,15 +97,12 @@ class _Worker:
         That need not be the first chunk: while the answer to one is on its way the worker is at the next one already.
         At the last picture that was sent with others it may be at any of them: then they are inferred together.
         """
-        position: int = self.position.value
-        if position < 0:
-            return None
-        left = self.given - position  # of all that it was given, this picture among them
+        left = self.given - self.position.value  # of all that it was given, this picture among them; -1 is none of it
         for chunk, sent in reversed(self.chunks):
             if left <= len(sent):
                 return chunk, [sent[-left]] if left > 1 else sent
             left -= len(sent)
-        return None  # it is answered already
+        return None  # it is answered already, or there is none
 
     def overdue(self, picture_timeout: float, watched_since: float) -> bool:
         """Whether it has taken too long, of the time since then."""

@@ -220,11 +220,27 @@ def test_an_activation_beyond_float16_on_any_picture_is_noticed_also_where_the_p
     assert not overflows(tmp_path / "half.onnx", pictures[:1])
 
 
+@pytest.mark.filterwarnings("error")
+def test_weights_beyond_float16_get_infinite_for_the_gate_to_notice_and_nothing_is_said(tmp_path: Path) -> None:
+    write_fp16(write_graph(tmp_path / "whole.onnx", gain=2.0**25), tmp_path / "half.onnx", 0)
+    assert overflows(tmp_path / "half.onnx", drawn(1))
+    assert not np.isfinite(run(tmp_path / "half.onnx", drawn(1))[0]).all()
+
+
+def test_the_quantiser_has_nothing_to_tell_the_user(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_int8(write_graph(tmp_path / "whole.onnx"), tmp_path / "lower.onnx", 1, drawn(2))
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
 def test_int8_takes_the_mean_range_of_all_calibration_pictures_and_a_scale_for_each_channel(tmp_path: Path) -> None:
     source, pictures = write_graph(tmp_path / "whole.onnx"), drawn(8, contrast=0.1)
     write_int8(source, tmp_path / "lower.onnx", 1, pictures)
     graph = onnx.load(tmp_path / "lower.onnx").graph
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    assert [node.op_type for node in graph.node].count("Clip") == 1  # what is quantised has its limits in the range
     names = ("conv1", "conv3")  # no ReLU6 limits them
     for name, values in zip(names, run(source, pictures, *names)[1:], strict=True):
         quantised = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == name)
