@@ -245,7 +245,7 @@ class WorkerPool:
                     self._take_back(chunk, sent)
                 elif in_hand == (chunk, sent):
                     again.extend((chunk, [index]) for index in missing)  # one by one, to see which of them it was
-                elif missing:
+                else:
                     again.append((chunk, missing))
             worker.connection.close()
             with _interrupts_held_back():
