@@ -20,7 +20,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX, add_infer_metadata, add_pre_process_metadata
+from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX, add_pre_process_metadata
 
 from gender_batch.model.metadata import KEY
 from gender_batch_export.heldout import spread
@@ -123,11 +123,10 @@ def write_int8(source: Path, target: Path, float_convolutions: int, calibration:
     and left 99.8% of the labels as they were instead of 99.5%.
     """
     model = onnx.load(source)
-    start, end = _range(model.graph, float_convolutions)
+    start, _ = _range(model.graph, float_convolutions)
     prepared = copy.deepcopy(model)
-    # torch's exporter has folded batch norms and inferred shapes, which is what the quantiser would warn about.
+    # torch's exporter has folded batch norms, which is what the quantiser would warn about.
     add_pre_process_metadata(prepared)
-    add_infer_metadata(prepared)
     quantize_static(
         prepared,
         target,
@@ -137,7 +136,7 @@ def write_int8(source: Path, target: Path, float_convolutions: int, calibration:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        nodes_to_exclude=[node.name for node in (*model.graph.node[:start], *model.graph.node[end:])],
+        nodes_to_exclude=[node.name for node in model.graph.node[:start]],
         calibrate_method=CalibrationMethod.MinMax,
         extra_options={"CalibMovingAverage": True},
     )

@@ -66,7 +66,7 @@ class _Chunk:
 
 
 class _Worker:
-    """One process, its pipe, and the chunks it holds, the one in hand first."""
+    """One process, its pipe, and the chunks it holds, the one in hand first, each with what was sent of it."""
 
     def __init__(self, context: Any, factory: StepFactory, slots: Slots | None) -> None:
         self.position: Any = context.Value("q", -1, lock=False)
@@ -84,28 +84,25 @@ class _Worker:
         self.given = 0
         self.chunks: deque[tuple[_Chunk, list[int]]] = deque()
 
-    def give(self, chunk: _Chunk) -> None:
-        missing = chunk.missing()
-        self.given += len(missing)
-        self.chunks.append((chunk, missing))
+    def give(self, chunk: _Chunk, sent: list[int]) -> None:
+        self.given += len(sent)
+        self.chunks.append((chunk, sent))
         with suppress(OSError):  # a worker that has just died is noticed by its sentinel
-            places = [chunk.places[index] for index in missing] if chunk.places else []
-            self.connection.send(([chunk.paths[index] for index in missing], places))
+            places = [chunk.places[index] for index in sent] if chunk.places else []
+            self.connection.send(([chunk.paths[index] for index in sent], places))
 
-    def in_hand(self) -> tuple[_Chunk, int] | None:
+    def in_hand(self) -> tuple[_Chunk, list[int]] | None:
         """The chunk, and the index in it, of the picture that the worker is at; None between pictures.
 
         That need not be the first chunk: while the answer to one is on its way the worker is at the next one already.
+        At the last picture that was sent with others it may be at any of them: then they are inferred together.
         """
-        position: int = self.position.value
-        if position < 0:
-            return None
-        left = self.given - position  # of all that it was given, this picture among them
+        left = self.given - self.position.value  # of all that it was given, this picture among them; -1 is none of it
         for chunk, sent in reversed(self.chunks):
             if left <= len(sent):
-                return chunk, sent[-left]
+                return chunk, [sent[-left]] if left > 1 else sent
             left -= len(sent)
-        return None  # it is answered already
+        return None  # it is answered already, or there is none
 
     def overdue(self, picture_timeout: float, watched_since: float) -> bool:
         """Whether it has taken too long, of the time since then."""
@@ -156,7 +153,7 @@ class WorkerPool:
         with _interrupts_held_back():
             while len(self._workers) < self.count:
                 self._workers.append(_Worker(self._context, self.factory, self._slots))
-        again: deque[_Chunk] = deque()  # chunks of workers that died
+        again: deque[tuple[_Chunk, list[int]]] = deque()  # what workers that died have left of their chunks
         in_order: deque[_Chunk] = deque()
         try:
             exhausted = False
@@ -169,21 +166,22 @@ class WorkerPool:
                         if len(worker.chunks) > level or level >= worker.queued:
                             continue
                         if again:
-                            worker.give(again.popleft())
+                            worker.give(*again.popleft())
                         elif not exhausted and len(in_order) < LOOK_AHEAD * self.count and self._has_places():
                             paths_now = next(lists, [])
                             exhausted = not paths_now
                             if paths_now:
                                 places = self._slots.lend(len(paths_now)) if self._slots else []
                                 in_order.append(_Chunk(paths_now, places))
-                                worker.give(in_order[-1])
+                                worker.give(in_order[-1], in_order[-1].missing())
                 if (in_order and in_order[0].missing()) or (not in_order and not exhausted):
                     self._listen(again)
         finally:
+            # Whoever asked has had enough, but workers may still be writing.
+            held = {(chunk, index) for worker in self._workers for chunk, sent in worker.chunks for index in sent}
             for chunk in in_order:
-                chunk.unwanted = True  # whoever asked has had enough; its worker may still be writing
-                if not chunk.missing() or chunk in again:
-                    self._take_back(chunk)
+                chunk.unwanted = True
+                self._take_back(chunk, [index for index in range(len(chunk.paths)) if (chunk, index) not in held])
 
     def _cut(self, paths: Iterator[str]) -> Iterator[list[str]]:
         """Lists of paths to send, longer ones as more have been sent."""
@@ -208,13 +206,13 @@ class WorkerPool:
                     outcome = outcome._replace(result=np.concatenate([first, others]) if len(others) else first)
                 yield path, outcome
         finally:
-            self._take_back(chunk)
+            self._take_back(chunk, range(len(chunk.paths)))
 
-    def _take_back(self, chunk: _Chunk) -> None:
+    def _take_back(self, chunk: _Chunk, indices: Iterable[int]) -> None:
         if self._slots:
-            self._slots.take_back(chunk.places)
+            self._slots.take_back([chunk.places[index] for index in indices])
 
-    def _listen(self, again: deque[_Chunk]) -> None:
+    def _listen(self, again: deque[tuple[_Chunk, list[int]]]) -> None:
         """Take what the workers have sent; replace those that died or hang."""
         waited: list[Any] = [worker.connection for worker in self._workers]
         waited += [worker.process.sentinel for worker in self._workers]
@@ -241,11 +239,14 @@ class WorkerPool:
                 worker.process.join()
                 in_hand = worker.in_hand()
             self._blame(worker, in_hand, Status.TIMEOUT if alive else Status.CRASHED)
-            for chunk, _ in worker.chunks:
+            for chunk, sent in worker.chunks:
+                missing = [index for index in sent if chunk.outcomes[index] is None]
                 if chunk.unwanted:
-                    self._take_back(chunk)
-                elif chunk.missing():
-                    again.append(chunk)
+                    self._take_back(chunk, sent)
+                elif in_hand == (chunk, sent):
+                    again.extend((chunk, [index]) for index in missing)  # one by one, to see which of them it was
+                else:
+                    again.append((chunk, missing))
             worker.connection.close()
             with _interrupts_held_back():
                 self._workers[number] = _Worker(self._context, self.factory, self._slots)
@@ -266,7 +267,7 @@ class WorkerPool:
         for index, outcome in zip(sent, outcomes, strict=True):
             chunk.outcomes[index] = outcome
         if chunk.unwanted:
-            self._take_back(chunk)
+            self._take_back(chunk, sent)
         return True
 
     def _receive_all(self, worker: _Worker) -> None:
@@ -275,11 +276,11 @@ class WorkerPool:
             while worker.connection.poll() and self._receive(worker):
                 pass
 
-    def _blame(self, worker: _Worker, in_hand: tuple[_Chunk, int] | None, status: Status) -> None:
+    def _blame(self, worker: _Worker, in_hand: tuple[_Chunk, list[int]] | None, status: Status) -> None:
         if in_hand is not None:
-            chunk, index = in_hand
-            if chunk.outcomes[index] is not None:
-                return  # it was done after all
+            chunk, (index, *others) = in_hand
+            if others or chunk.outcomes[index] is not None:
+                return  # it may be another's fault, or it was done after all
             error = (
                 f"not done after {self.picture_timeout:g} s"
                 if status is Status.TIMEOUT

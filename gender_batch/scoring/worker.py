@@ -242,8 +242,8 @@ def work(
 
     With `slots` a list of paths comes with a place for each, in which the first square of pixels goes back.
     `position` and `started` are shared with the parent: the number of the picture in hand, counted from 0 over all that
-    were sent (-1 for none), and the monotonic time at which it, or a part of the inference, was begun. They tell the
-    parent whom to blame when this process dies or hangs.
+    were sent (-1 for none; while a list is inferred it is still that of its last picture), and the monotonic time at
+    which it, or a part of the inference, was begun. They tell the parent whom to blame when this process dies or hangs.
     """
     # The terminal's Ctrl-C goes to the parent, which decides. If the parent dies, by whatever signal, the kernel kills
     # this process too, even one that hangs in a decoder.

@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def slow_disk(path: str, limit: int = 10_000) -> bytes:
 
 @dataclass(frozen=True)
 class SlowInference(StepFactory):
-    """What is done with a list of outcomes takes 0.3 s for each, and for ever where a path says so."""
+    """What is done with a list of outcomes takes 0.3 s for each, and for ever, or ends the worker, where a path says
+    so."""
 
     def __call__(self) -> Step:
         return obey
@@ -92,6 +94,8 @@ class SlowInference(StepFactory):
         def infer(outcomes: list[Outcome], begin: Callable[[], None]) -> list[Outcome]:
             for outcome in outcomes:
                 begin()
+                if "fatal" in str(outcome.error):
+                    os._exit(7)
                 time.sleep(60 if "stuck" in str(outcome.error) else 0.3)
             return outcomes
 
@@ -187,16 +191,28 @@ class Dying(StepFactory):
 
 @dataclass(frozen=True)
 class DyingOnce(StepFactory):
-    """The first worker that starts dies, and all others do not."""
+    """The first worker that starts, or infers, dies, and all others do not."""
 
     marker: Path
+    inferring: bool = False
 
     def __call__(self) -> Step:
-        try:
+        if not self.inferring:
+            self._die_once()
+        return Obey()()
+
+    def inference(self) -> Inference:
+        def infer(outcomes: list[Outcome], _: Callable[[], None]) -> list[Outcome]:
+            if self.inferring:
+                self._die_once()
+            return outcomes
+
+        return infer
+
+    def _die_once(self) -> None:
+        with suppress(FileExistsError):
             self.marker.touch(exist_ok=False)
-        except FileExistsError:
-            return Obey()()
-        os._exit(3)
+            os._exit(3)
 
 
 @dataclass(frozen=True)

@@ -243,6 +243,13 @@ def test_a_person_on_both_given_sides_does_not_matter_to_folds(people: Path) -> 
         assert not (train | val) & test
 
 
+def test_as_many_folds_as_people_are_each_of_one_and_the_seed_says_which_go_together() -> None:
+    samples = grouped([(label, 10 * label + person, 2) for label in (0, 1) for person in range(5)])
+    drawn = {tuple(frozenset(names(fold)) for _, fold in cut_folds(samples, (), 5, seed)) for seed in range(5)}
+    assert {len(fold) for folds in drawn for fold in folds} == {4}
+    assert len(drawn) > 1
+
+
 def test_more_folds_than_people_are_refused_before_the_first(people: Path) -> None:
     data = load_dataset(people, group_by=PERSON)
     with pytest.raises(DatasetError, match=r"20 group\(s\) .* 21 folds"):

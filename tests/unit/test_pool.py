@@ -142,29 +142,29 @@ def test_whom_to_blame_while_answers_are_on_their_way() -> None:
     first, second, third = (_Chunk([str(number) for number in range(length)], []) for length in (2, 8, 3))
     second.outcomes[4] = Outcome(Status.OK)  # known from a worker that died, so it is not sent again
 
-    def at(position: int) -> tuple[_Chunk, int] | None:
+    def at(position: int) -> tuple[_Chunk, list[int]] | None:
         worker.position.value = position
         return worker.in_hand()
 
-    worker.give(first)
-    worker.give(second)
+    worker.give(first, first.missing())
+    worker.give(second, second.missing())
     assert [at(position) for position in range(-1, 5)] == [
         None,
-        (first, 0),
-        (first, 1),
-        (second, 0),
-        (second, 1),
-        (second, 2),
+        (first, [0]),
+        (first, [0, 1]),  # at the last one, or at the inference of both
+        (second, [0]),
+        (second, [1]),
+        (second, [2]),
     ]
     worker.chunks.popleft()  # the answer to the first is received
-    worker.give(third)
+    worker.give(third, third.missing())
     assert [at(position) for position in (1, 2, 5, 6, 8, 9)] == [
         None,
-        (second, 0),
-        (second, 3),
-        (second, 5),
-        (second, 7),
-        (third, 0),
+        (second, [0]),
+        (second, [3]),
+        (second, [5]),
+        (second, second.missing()),
+        (third, [0]),
     ]
 
 
@@ -274,7 +274,7 @@ def test_what_was_done_in_the_last_instant_is_no_one_s_fault(status: Status) -> 
     chunk.outcomes[0] = Outcome(Status.OK)
     worker = SimpleNamespace(process=SimpleNamespace(exitcode=-9))
     for index in range(2):
-        pool._blame(worker, (chunk, index), status)  # type: ignore[arg-type]
+        pool._blame(worker, (chunk, [index]), status)  # type: ignore[arg-type]
     assert [outcome and outcome.status for outcome in chunk.outcomes] == [Status.OK, status]
 
 
@@ -288,9 +288,20 @@ def test_the_limit_is_not_that_of_the_inference_of_a_whole_chunk() -> None:
     check(paths, scored(paths, count=1, timeout=1.5, factory=SlowInference()), {})
 
 
-def test_an_inference_that_never_ends_is_told_of_the_picture_in_hand() -> None:
-    paths = ["picture", "picture stuck"]
-    check(paths, scored(paths, count=1, timeout=1.0, factory=SlowInference()), {"picture stuck": Status.TIMEOUT})
+@pytest.mark.parametrize(("deed", "status"), [("stuck", Status.TIMEOUT), ("fatal", Status.CRASHED)])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_inference_that_never_ends_or_crashes_costs_its_own_row(deed: str, status: Status, place: int) -> None:
+    """Of pictures that are inferred together nobody else is told so."""
+    paths = ["picture"] * 3
+    paths[place] = f"picture {deed}"
+    check(paths, scored(paths, count=1, timeout=1.0, factory=SlowInference()), {paths[place]: status})
+
+
+def test_a_worker_that_is_killed_while_it_infers_costs_nothing(tmp_path: Path) -> None:
+    """As by a machine that has run out of memory."""
+    paths = [f"picture {number}" for number in range(2 * SHORT_CHUNK)]
+    check(paths, scored(paths, factory=DyingOnce(tmp_path / "marker", inferring=True)), {})
+    assert (tmp_path / "marker").exists()
 
 
 def test_the_time_for_which_all_is_stopped_does_not_count() -> None:
@@ -380,6 +391,27 @@ def test_places_of_a_list_that_was_left_are_free_for_the_next_one() -> None:
             if pool._slots.free == 2 * PLACES:
                 break
         assert pool._slots.free == 2 * PLACES
+
+
+def test_places_of_a_list_that_was_left_come_back_from_a_worker_that_hangs() -> None:
+    left = [f"1 {number} {'hang' if number == SHORT_CHUNK else number}" for number in range(3 * SHORT_CHUNK)]
+    with WorkerPool(Paint(), 1, 1.0, SIDE) as pool:
+        outcomes = pool.outcomes(left)
+        next(outcomes)
+        outcomes.close()
+        painted(pool, [f"1 {number} {number}" for number in range(100)], {})  # not before the worker is replaced
+        assert pool._slots is not None
+        assert sorted(pool._slots._free) == list(range(PLACES))
+
+
+def test_places_of_a_list_that_was_left_come_back_where_nobody_has_taken_over_from_a_dead_worker() -> None:
+    left = [f"1 {number} {'exit' if number == SHORT_CHUNK - 1 else number}" for number in range(2 * SHORT_CHUNK)]
+    with WorkerPool(Paint(), 1, LONG, SIDE) as pool:
+        outcomes = pool.outcomes(left)
+        next(outcomes)  # the first chunk is complete since its last picture is given up
+        outcomes.close()
+        assert pool._slots is not None
+        assert sorted(pool._slots._free) == list(range(PLACES))
 
 
 # A slow disk

@@ -1,4 +1,4 @@
-"""The gate of the lower precisions, at its limits; and how held-out pictures are shared out."""
+"""Lower precisions of a little graph; their gate, at its limits; and how held-out pictures are shared out."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import csv
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from installed import REPOSITORY
 from numpy.typing import NDArray
 from PIL import Image
 
-pytest.importorskip("torch")
-pytest.importorskip("onnx")
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
 
 from gender_batch_export.export import place
 from gender_batch_export.heldout import JUDGED, HeldOutError, held_out, spread
 from gender_batch_export.parity import CONFIDENT, LEAST_JUDGED, LIMITS, Limits, Parity, agreement
-from gender_batch_export.precision import Precision
+from gender_batch_export.precision import Precision, overflows, write_fp16, write_int8
 
+from gender_batch.model.metadata import KEY
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.training.run import PICTURES
 
@@ -107,6 +110,173 @@ def test_a_bad_file_hardly_ever_passes_by_luck() -> None:
         most = pictures - math.ceil(round(INT8.agreement * pictures, 6))
         luck = sum(math.comb(pictures, wrong) * 0.05**wrong * 0.95 ** (pictures - wrong) for wrong in range(most + 1))
         assert luck < 0.05, pictures
+
+
+CONVOLUTIONS = 4
+
+
+def write_graph(file: Path, gain: float = 1.0) -> Path:
+    """What an export is, in small: four convolutions, every second one followed by ReLU6, and a head; what leaves the
+    last convolution is `gain` times as much, which the head takes back."""
+    random, helper = np.random.default_rng(0), onnx.helper
+    tensors = {
+        "mean": np.full((1, 3, 1, 1), 120, np.float32),
+        "low": np.float32(0),
+        "high": np.float32(6),
+        "axes": np.array([2, 3]),
+        "head": (random.normal(size=(2, 8)) / 4 / gain).astype(np.float32),
+        "head_bias": np.array([2.5, 0], np.float32),
+        "temperature": np.float32(1.5),
+    }
+    nodes = [
+        helper.make_node("Transpose", ["pictures"], ["transposed"], "transpose", perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["transposed"], ["cast"], "cast", to=onnx.TensorProto.FLOAT),
+        helper.make_node("Sub", ["cast", "mean"], ["last"], "sub"),
+    ]
+    for number in range(CONVOLUTIONS):
+        weights = random.normal(size=(8, 8 if number else 3, 3, 3)) / (4 if number else 100)
+        tensors[f"weights{number}"] = (weights * (gain if number == CONVOLUTIONS - 1 else 1)).astype(np.float32)
+        tensors[f"bias{number}"] = np.zeros(8, np.float32)
+        inputs = [nodes[-1].output[0], f"weights{number}", f"bias{number}"]
+        nodes.append(helper.make_node("Conv", inputs, [f"conv{number}"], f"conv{number}", pads=[1, 1, 1, 1]))
+        if number % 2 == 0:
+            nodes.append(helper.make_node("Clip", [f"conv{number}", "low", "high"], [f"clip{number}"], f"clip{number}"))
+    nodes += [
+        helper.make_node("ReduceMean", [nodes[-1].output[0], "axes"], ["pooled"], "pool", keepdims=0),
+        helper.make_node("Gemm", ["pooled", "head", "head_bias"], ["logits"], "head", transB=1),
+        helper.make_node("Div", ["logits", "temperature"], ["divided"], "div"),
+        helper.make_node("Softmax", ["divided"], ["probabilities"], "softmax", axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "little",
+        [helper.make_tensor_value_info("pictures", onnx.TensorProto.UINT8, ["batch", 12, 12, 3])],
+        [helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, ["batch", 2])],
+        [onnx.numpy_helper.from_array(np.asarray(values), name) for name, values in tensors.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {KEY: json.dumps({"labels": ["a", "b"], "training": {"epochs": 3}})})
+    onnx.save(model, file)
+    return file
+
+
+def drawn(count: int, contrast: float = 1.0) -> NDArray[np.uint8]:
+    """Pictures from that contrast up to full contrast, each of its own colour."""
+    random = np.random.default_rng(1)
+    pixels = random.integers(-60, 61, (count, 12, 12, 3)) + random.integers(-60, 61, (count, 1, 1, 3))
+    return (128 + pixels * np.linspace(contrast, 1, count).reshape(-1, 1, 1, 1)).astype(np.uint8)
+
+
+def run(file: Path, pictures: NDArray[np.uint8], *names: str) -> list[NDArray[np.float32]]:
+    """The probabilities, and the float32 tensors of these names."""
+    model = onnx.load(file)
+    model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    outputs: list[NDArray[np.float32]] = session.run(None, {"pictures": pictures})
+    return outputs
+
+
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8])
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_a_precision_begins_after_so_many_convolutions_and_ends_before_the_head(
+    tmp_path: Path, precision: Precision, first: int
+) -> None:
+    source = write_graph(tmp_path / "whole.onnx")
+    if precision is Precision.FP16:
+        write_fp16(source, tmp_path / "lower.onnx", first)
+    else:
+        write_int8(source, tmp_path / "lower.onnx", first, drawn(8))
+    model = onnx.load(tmp_path / "lower.onnx")
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def is_float(node: Any) -> bool:
+        return node.input[1] in tensors and tensors[node.input[1]].data_type == onnx.TensorProto.FLOAT
+
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert [is_float(node) for node in convolutions] == [number < first for number in range(CONVOLUTIONS)]
+    assert is_float(next(node for node in model.graph.node if node.op_type == "Gemm"))
+    used = {name for node in model.graph.node for name in node.input}
+    assert set(tensors) <= used  # no weights are kept twice
+    metadata = json.loads(next(prop.value for prop in model.metadata_props if prop.key == KEY))
+    assert metadata == {"labels": ["a", "b"], "training": {"epochs": 3, "precision": precision.value}}
+    pictures = drawn(20)
+    ((expected,), (answers,)) = run(source, pictures), run(tmp_path / "lower.onnx", pictures)
+    assert np.ptp(expected[:, 0]) > 0.1  # they differ at all
+    assert answers == pytest.approx(expected, abs=0.001 if precision is Precision.FP16 else 0.02)
+
+
+def test_an_activation_beyond_float16_on_any_picture_is_noticed_also_where_the_processor_computes_in_float32(
+    tmp_path: Path,
+) -> None:
+    source = write_graph(tmp_path / "whole.onnx", gain=2.0**13)
+    write_fp16(source, tmp_path / "half.onnx", 0)
+    pictures = drawn(5, contrast=0.1)
+    largest = [float(np.abs(run(source, picture[np.newaxis], "conv3")[1]).max()) for picture in pictures]
+    fits = [value < 65_504 for value in largest]
+    assert fits[0] and not fits[-1]
+    assert np.isfinite(run(tmp_path / "half.onnx", pictures)[0]).all()
+    assert [overflows(tmp_path / "half.onnx", picture[np.newaxis]) for picture in pictures] == [not fit for fit in fits]
+    assert overflows(tmp_path / "half.onnx", pictures)
+    assert not overflows(tmp_path / "half.onnx", pictures[:1])
+
+
+@pytest.mark.filterwarnings("error")
+def test_weights_beyond_float16_get_infinite_for_the_gate_to_notice_and_nothing_is_said(tmp_path: Path) -> None:
+    write_fp16(write_graph(tmp_path / "whole.onnx", gain=2.0**25), tmp_path / "half.onnx", 0)
+    assert overflows(tmp_path / "half.onnx", drawn(1))
+    assert not np.isfinite(run(tmp_path / "half.onnx", drawn(1))[0]).all()
+
+
+def test_the_quantiser_has_nothing_to_tell_the_user(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_int8(write_graph(tmp_path / "whole.onnx"), tmp_path / "lower.onnx", 1, drawn(2))
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+def test_int8_takes_the_mean_range_of_all_calibration_pictures_and_a_scale_for_each_channel(tmp_path: Path) -> None:
+    source, pictures = write_graph(tmp_path / "whole.onnx"), drawn(8, contrast=0.1)
+    write_int8(source, tmp_path / "lower.onnx", 1, pictures)
+    graph = onnx.load(tmp_path / "lower.onnx").graph
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    assert [node.op_type for node in graph.node].count("Clip") == 1  # what is quantised has its limits in the range
+    names = ("conv1", "conv3")  # no ReLU6 limits them
+    for name, values in zip(names, run(source, pictures, *names)[1:], strict=True):
+        quantised = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == name)
+        width = values.max(axis=(1, 2, 3)).mean() - values.min(axis=(1, 2, 3)).mean()
+        assert tensors[quantised.input[1]] == pytest.approx(width / 255, rel=1e-4)
+        assert tensors[quantised.input[2]].dtype == np.uint8
+    original = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(source).graph.initializer}
+    for number in range(1, CONVOLUTIONS):
+        largest = np.abs(original[f"weights{number}"]).max(axis=(1, 2, 3))
+        assert tensors[f"weights{number}_scale"] == pytest.approx(2 * largest / 254, rel=1e-2)
+        assert tensors[f"weights{number}_quantized"].dtype == np.int8
+
+
+def test_int8_does_not_lean_to_one_class(tmp_path: Path) -> None:
+    source, pictures = write_graph(tmp_path / "whole.onnx"), drawn(8, contrast=0.1)
+    write_int8(source, tmp_path / "lower.onnx", 1, pictures)
+    before, after = (run(file, pictures, "logits")[1] for file in (source, tmp_path / "lower.onnx"))
+    assert not np.allclose(after, before, atol=1e-3)
+    assert after.mean(axis=0) == pytest.approx(before.mean(axis=0), abs=1e-5)
+
+
+def test_int8_weights_are_rounded_for_what_their_convolution_gives(tmp_path: Path) -> None:
+    source, pictures = write_graph(tmp_path / "whole.onnx"), drawn(8, contrast=0.1)
+    write_int8(source, tmp_path / "lower.onnx", 1, pictures)
+    graph = onnx.load(tmp_path / "lower.onnx").graph
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    original = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(source).graph.initializer}
+    fed = dict(zip(("clip0", "conv1", "clip2"), run(source, pictures, "clip0", "conv1", "clip2")[1:], strict=True))
+    for number, inputs in zip((1, 2, 3), fed.values(), strict=True):
+        weights, scale = original[f"weights{number}"], tensors[f"weights{number}_scale"].reshape(-1, 1, 1, 1)
+
+        def error(codes: NDArray[Any], inputs: Any = inputs, weights: Any = weights, scale: Any = scale) -> float:
+            off = torch.from_numpy((codes * scale - weights).astype(np.float32))
+            return float(torch.nn.functional.conv2d(torch.from_numpy(inputs), off, padding=1).square().sum())
+
+        assert error(tensors[f"weights{number}_quantized"]) < 0.9 * error(np.rint(weights / scale))
 
 
 def test_places() -> None:

@@ -109,3 +109,27 @@ def test_channels_that_are_always_zero_do_no_harm() -> None:
     scales = (np.abs(weights).max(axis=(1, 2, 3)) / 127).astype(np.float32)
     rounded = codes(weights, scales, np.zeros((4, 9, 9)))
     np.testing.assert_array_equal(rounded, np.rint(weights / scales[:, None, None, None]))
+
+
+def test_a_channel_that_is_always_zero_beside_others_does_no_harm() -> None:
+    weights = np.random.default_rng(0).normal(size=(4, 3, 1, 1)).astype(np.float32)
+    scales = (np.abs(weights).max(axis=(1, 2, 3)) / 127).astype(np.float32)
+    rounded = codes(weights, scales, np.diag([1.0, 0.0, 2.0])[np.newaxis])
+    np.testing.assert_array_equal(rounded, np.rint(weights / scales[:, None, None, None]))
+
+
+def test_each_group_is_rounded_as_if_it_were_alone() -> None:
+    """However much smaller its inputs are than another's."""
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(16, 3, 3, 3)).astype(np.float32)
+    scales = (np.abs(weights).max(axis=(1, 2, 3)) / 7).astype(np.float32)
+    inputs = smooth(random) * np.array([1, 1, 1, 0.01, 0.01, 0.01], np.float32).reshape(1, 6, 1, 1)
+    sums = products(node(3, 1, 1, 2), (3, 3), inputs)
+    alone = [codes(weights[part], scales[part], sums[[group]]) for group, part in enumerate((slice(8), slice(8, 16)))]
+    np.testing.assert_array_equal(codes(weights, scales, sums), np.concatenate(alone))
+
+
+def test_what_a_convolution_does_not_say_is_no_padding_every_position_and_one_group() -> None:
+    inputs = smooth(np.random.default_rng(0))
+    silent = products(onnx.helper.make_node("Conv", ["x", "w"], ["y"]), (3, 3), inputs)
+    np.testing.assert_array_equal(silent, products(node(3, 1, 0, 1), (3, 3), inputs))

@@ -13,8 +13,9 @@ from samples import bmp_header, encoded, noise
 from gender_batch.faces.look import FaceSearch
 from gender_batch.model.session import DEFAULT_FOLDER, Model
 from gender_batch.pictures.preprocessing import Preprocessing
+from gender_batch.pictures.read import read_bytes
 from gender_batch.prediction import Status
-from gender_batch.scoring.worker import Outcome, Read, ReadAndInfer, _Inference
+from gender_batch.scoring.worker import Outcome, Read, ReadAndInfer, _Inference, _reading_early
 
 
 def outcomes(model: Model, counts: list[int], seed: int) -> list[Outcome]:
@@ -78,6 +79,16 @@ def test_all_of_a_file_is_read_where_faces_are_looked_for() -> None:
     for search, needed in ((None, spec.shorter_side), (FaceSearch(Path("detector.onnx")), None)):
         assert Read(spec, search).shorter_side == needed
         assert ReadAndInfer(Path("model.onnx"), spec, search).shorter_side == needed
+
+
+@pytest.mark.parametrize(("side", "whole"), [(None, True), (64, False)])
+def test_of_a_file_on_a_slow_disk_all_is_read_early_where_all_is_needed(
+    tmp_path: Path, side: int | None, whole: bool
+) -> None:
+    content = encoded(noise(700, 700), "JPEG", progressive=True)
+    (tmp_path / "picture.jpg").write_bytes(content)
+    read = _reading_early(side) or read_bytes  # as ReadAhead takes it
+    assert (read(str(tmp_path / "picture.jpg"), 2 * len(content)) == content) is whole
 
 
 def test_less_memory_than_a_worker_would_allow_itself_is_no_obstacle() -> None:
