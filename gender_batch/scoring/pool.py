@@ -240,13 +240,14 @@ class WorkerPool:
                 in_hand = worker.in_hand()
             self._blame(worker, in_hand, Status.TIMEOUT if alive else Status.CRASHED)
             for chunk, sent in worker.chunks:
-                missing = [index for index in sent if chunk.outcomes[index] is None]
                 if chunk.unwanted:
                     self._take_back(chunk, sent)
-                elif in_hand == (chunk, sent):
-                    again.extend((chunk, [index]) for index in missing)  # one by one, to see which of them it was
-                else:
-                    again.append((chunk, missing))
+                    continue
+                missing = [index for index in sent if chunk.outcomes[index] is None]
+                suspects = [index for index in missing if in_hand and chunk is in_hand[0] and index in in_hand[1]]
+                again.extend((chunk, [index]) for index in suspects)  # each alone, to see whose fault it was
+                if rest := [index for index in missing if index not in suspects]:
+                    again.append((chunk, rest))
             worker.connection.close()
             with _interrupts_held_back():
                 self._workers[number] = _Worker(self._context, self.factory, self._slots)
@@ -279,7 +280,9 @@ class WorkerPool:
     def _blame(self, worker: _Worker, in_hand: tuple[_Chunk, list[int]] | None, status: Status) -> None:
         if in_hand is not None:
             chunk, (index, *others) = in_hand
-            if others or chunk.outcomes[index] is not None:
+            # Whoever dies may have been killed from outside, as where memory runs out: that picture is tried once more.
+            sure = not others and (status is Status.TIMEOUT or (chunk, [index]) in worker.chunks)
+            if not sure or chunk.outcomes[index] is not None:
                 return  # it may be another's fault, or it was done after all
             error = (
                 f"not done after {self.picture_timeout:g} s"

@@ -191,28 +191,33 @@ class Dying(StepFactory):
 
 @dataclass(frozen=True)
 class DyingOnce(StepFactory):
-    """The first worker that starts, or infers, dies, and all others do not."""
+    """The first worker that is at "start", "picture" or "inference" dies there, and all others do not."""
 
     marker: Path
-    inferring: bool = False
+    place: str = "start"
 
     def __call__(self) -> Step:
-        if not self.inferring:
-            self._die_once()
-        return Obey()()
+        self._die_once("start")
+        obey = Obey()()
+
+        def step(path: str, read: Callable[[], bytes]) -> Outcome:
+            self._die_once("picture")
+            return obey(path, read)
+
+        return step
 
     def inference(self) -> Inference:
         def infer(outcomes: list[Outcome], _: Callable[[], None]) -> list[Outcome]:
-            if self.inferring:
-                self._die_once()
+            self._die_once("inference")
             return outcomes
 
         return infer
 
-    def _die_once(self) -> None:
-        with suppress(FileExistsError):
-            self.marker.touch(exist_ok=False)
-            os._exit(3)
+    def _die_once(self, place: str) -> None:
+        if place == self.place:
+            with suppress(FileExistsError):
+                self.marker.touch(exist_ok=False)
+                os._exit(3)
 
 
 @dataclass(frozen=True)

@@ -272,7 +272,7 @@ def test_a_picture_that_never_ends_costs_its_own_row(deed: str) -> None:
 def test_what_was_done_in_the_last_instant_is_no_one_s_fault(status: Status) -> None:
     pool, chunk = WorkerPool(Obey(), 1, LONG), _Chunk(["done", "in hand"], [])
     chunk.outcomes[0] = Outcome(Status.OK)
-    worker = SimpleNamespace(process=SimpleNamespace(exitcode=-9))
+    worker = SimpleNamespace(process=SimpleNamespace(exitcode=-9), chunks=[(chunk, [0]), (chunk, [1])])
     for index in range(2):
         pool._blame(worker, (chunk, [index]), status)  # type: ignore[arg-type]
     assert [outcome and outcome.status for outcome in chunk.outcomes] == [Status.OK, status]
@@ -297,10 +297,11 @@ def test_an_inference_that_never_ends_or_crashes_costs_its_own_row(deed: str, st
     check(paths, scored(paths, count=1, timeout=1.0, factory=SlowInference()), {paths[place]: status})
 
 
-def test_a_worker_that_is_killed_while_it_infers_costs_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["picture", "inference"])
+def test_a_worker_that_is_killed_from_outside_costs_nothing(tmp_path: Path, place: str) -> None:
     """As by a machine that has run out of memory."""
     paths = [f"picture {number}" for number in range(2 * SHORT_CHUNK)]
-    check(paths, scored(paths, factory=DyingOnce(tmp_path / "marker", inferring=True)), {})
+    check(paths, scored(paths, factory=DyingOnce(tmp_path / "marker", place)), {})
     assert (tmp_path / "marker").exists()
 
 
