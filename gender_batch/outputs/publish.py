@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -50,11 +51,10 @@ def published(path: Path) -> Iterator[BinaryIO]:
 
 def remove_leftovers(target: Path) -> None:
     """Remove temporary files of runs that were killed. Only for who holds the lock of `target`. Raises OSError."""
-    start = _hidden(target, ".")
+    # mkstemp puts no dot there: one more is a `rows.csv`, which another run may be writing beside our `rows`.
+    leftover = re.compile(f"{re.escape(_hidden(target, '.'))}[^.]*{re.escape(_TEMPORARY)}")
     for path in target.parent.iterdir():
-        middle = path.name.removeprefix(start).removesuffix(_TEMPORARY)
-        # mkstemp puts no dot there: one more is a `rows.csv`, which another run may be writing beside our `rows`.
-        if path.name == f"{start}{middle}{_TEMPORARY}" and "." not in middle:
+        if leftover.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 

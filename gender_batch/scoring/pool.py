@@ -92,10 +92,10 @@ class _Worker:
             self.connection.send(([chunk.paths[index] for index in sent], places))
 
     def in_hand(self) -> tuple[_Chunk, list[int]] | None:
-        """The chunk, and the index in it, of the picture that the worker is at; None between pictures.
+        """The chunk, and the indices in it, of what the worker may be at; None between pictures.
 
         That need not be the first chunk: while the answer to one is on its way the worker is at the next one already.
-        At the last picture that was sent with others it may be at any of them: then they are inferred together.
+        It is one picture, but for the last of those that were sent together: then all of them are inferred.
         """
         left = self.given - self.position.value  # of all that it was given, this picture among them; -1 is none of it
         for chunk, sent in reversed(self.chunks):
@@ -239,14 +239,15 @@ class WorkerPool:
                 worker.process.join()
                 in_hand = worker.in_hand()
             self._blame(worker, in_hand, Status.TIMEOUT if alive else Status.CRASHED)
+            doubtful, suspects = in_hand or (None, [])
             for chunk, sent in worker.chunks:
                 if chunk.unwanted:
                     self._take_back(chunk, sent)
                     continue
                 missing = [index for index in sent if chunk.outcomes[index] is None]
-                suspects = [index for index in missing if in_hand and chunk is in_hand[0] and index in in_hand[1]]
-                again.extend((chunk, [index]) for index in suspects)  # each alone, to see whose fault it was
-                if rest := [index for index in missing if index not in suspects]:
+                alone = [index for index in missing if chunk is doubtful and index in suspects]
+                again.extend((chunk, [index]) for index in alone)  # to see whose fault it was
+                if rest := [index for index in missing if index not in alone]:
                     again.append((chunk, rest))
             worker.connection.close()
             with _interrupts_held_back():
