@@ -85,8 +85,10 @@ class GroupLosses:
         leans to one class by one that leans to the other, more strongly with every epoch.
         """
         means = (self.sums / self.seen.clamp(min=1)).cpu().double()
-        raised = (self.weights.cpu().double() * (tilt * (means - means.max())).exp()).sqrt()
         count = len(self.pictures)
+        # Only ratios within a class matter: relative to its largest mean loss no power is too large, nor all are zero.
+        largest = torch.zeros(count, dtype=torch.float64).scatter_reduce(0, self.classes, means, "amax")[self.classes]
+        raised = (self.weights.cpu().double() * (tilt * (means - largest)).exp()).sqrt()
         heads = torch.zeros(count, dtype=torch.float64).index_add(0, self.classes, self.pictures.double())
         weighed = torch.zeros(count, dtype=torch.float64).index_add(0, self.classes, raised * self.pictures)
         weights: list[float] = (raised * heads[self.classes] / weighed[self.classes]).tolist()

@@ -15,6 +15,7 @@ pytest.importorskip("imagehash")
 
 from gender_batch.pictures.read import decode_picture
 from gender_batch.training.duplicates import (
+    COLUMNS,
     HASH_BITS,
     MOST_BITS,
     SHORTER_SIDE,
@@ -116,6 +117,14 @@ def test_the_limit_is_exact_wherever_the_bits_are(bits: list[int]) -> None:
     assert near_duplicates(pictures) == ([(0, 1)] if len(bits) <= MOST_BITS else [])
 
 
+@given(st.integers(0, HASH_BITS - 1), st.integers(MOST_BITS - 1, MOST_BITS + 2))
+def test_the_limit_is_exact_where_all_the_bits_are_neighbours(first: int, count: int) -> None:
+    look = np.random.default_rng(0).bytes(HASH_BITS // 8)
+    near = flip(look, [bit % HASH_BITS for bit in range(first, first + count)])
+    pictures = [Fingerprint("a", look), Fingerprint("b", near)]
+    assert near_duplicates(pictures) == ([(0, 1)] if count <= MOST_BITS else [])
+
+
 def test_the_negative_is_not_the_picture() -> None:
     """All 256 bits differ, which wraps to none where a byte counts them."""
     look = np.random.default_rng(0).bytes(HASH_BITS // 8)
@@ -127,10 +136,17 @@ def test_pairs_are_found_across_all_blocks() -> None:
     chance = np.random.default_rng(1)
     looks = [chance.bytes(HASH_BITS // 8) for _ in range(9000)]
     expected = []
-    for first, second in ((0, 8999), (1, 8191), (2, 8192), (63, 64), (65, 127), (8190, 8192 + 64)):
+    for first, second in ((0, 8999), (1, 8191), (2, 8192), (63, 64), (65, 127), (129, 300), (8190, 8192 + 64)):
         looks[second] = flip(looks[first], [5, 80, 140, 255])
         expected.append((first, second))
     assert near_duplicates([Fingerprint(str(i), look) for i, look in enumerate(looks)]) == sorted(expected)
+
+
+def test_a_picture_that_is_alone_in_its_block_is_compared_too() -> None:
+    chance = np.random.default_rng(1)
+    looks = [chance.bytes(HASH_BITS // 8) for _ in range(COLUMNS)]
+    looks.append(flip(looks[0], [5]))
+    assert near_duplicates([Fingerprint(str(i), look) for i, look in enumerate(looks)]) == [(0, COLUMNS)]
 
 
 @given(st.integers(1, 30).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.tuples(*[st.integers(0, n - 1)] * 2)))))

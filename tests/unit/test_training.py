@@ -20,6 +20,8 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 torch = pytest.importorskip("torch")
@@ -42,7 +44,7 @@ from gender_batch.training.fit import AVERAGED_EPOCHS, Labelled, _moving_average
 from gender_batch.training.judge import HeldOut, judge
 from gender_batch.training.kept import candidates, choose
 from gender_batch.training.loading import Squares, batches
-from gender_batch.training.losses import Auxiliary, GroupLosses
+from gender_batch.training.losses import Auxiliary, GroupLosses, inverse_frequencies, mixing
 from gender_batch.training.network import EMBEDDING, Checkpoint, Network, WeightsError, load_initial_weights
 from gender_batch.training.order import IMAGE_SIZES, Order, suited
 from gender_batch.training.predict import USUAL_TEMPERATURE, fit_temperature, predict_logits
@@ -278,6 +280,47 @@ def test_weights_of_groups_settle() -> None:
     assert weights[1] / weights[0] == pytest.approx(math.exp(3.0 * 0.3), rel=1e-3)
 
 
+def test_no_loss_is_too_large_to_weigh_groups_by() -> None:
+    losses = GroupLosses(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]), torch.device("cpu"))
+    losses.add(torch.arange(3), torch.tensor([1000.0, 999.0, 0.1]))
+    hard, easier, other_class = losses.tilted(3.0)
+    assert hard / easier == pytest.approx(math.exp(3.0 / 2))
+    assert other_class == pytest.approx(1)
+
+
+@given(st.lists(st.integers(0, 2), min_size=1))
+def test_class_weights_make_classes_count_alike(truth: list[int]) -> None:
+    weights = inverse_frequencies(torch.tensor(truth), 4)
+    sums = [truth.count(number) * float(weights[number]) for number in sorted(set(truth))]
+    assert sums == pytest.approx([len(truth) / 4] * len(sums))
+    assert weights.isfinite().all()  # of a class without pictures, too
+    whole = torch.tensor([*truth, 0, 1, 2, 3])
+    assert float(inverse_frequencies(whole, 4)[whole].mean()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_pictures_are_mixed_as_much_as_is_asked_for(kind: str) -> None:
+    torch.manual_seed(0)
+    pictures, unmixed = torch.rand(2, 3, 16, 16), []
+    for parameter in (0.05, 20.0):
+        mix = mixing(Recipe(image_size=32, **{kind: parameter}), 2)
+        assert mix is not None
+        shares = [float(mix(pictures, torch.tensor([0, 1]))[1].max()) for _ in range(60)]
+        unmixed.append(sum(share > 0.99 for share in shares) / 60)
+    assert unmixed[0] > 0.3
+    assert unmixed[1] == 0
+
+
+def test_pictures_are_blended_or_patched_where_both_are_asked_for() -> None:
+    torch.manual_seed(0)
+    mix = mixing(Recipe(image_size=32, mixup=20.0, cutmix=20.0), 2)
+    assert mix is not None
+    black_and_white = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 16, 16)
+    blended = [bool((mix(black_and_white, torch.tensor([0, 1]))[0] % 1).any()) for _ in range(60)]
+    assert sum(blended) == pytest.approx(30, abs=15)
+    assert mixing(Recipe(image_size=32), 2) is None
+
+
 def test_balance_needs_a_column_that_is_known() -> None:
     sample = Sample("a.jpg", 0, "a.jpg", {"age": "20-29"})
     data = Dataset(Path("faces"), ("x", "y"), (sample, replace(sample, label=1)), (), (), (), "")
@@ -298,13 +341,25 @@ def test_what_else_is_learnt_is_indexed_and_may_be_unknown() -> None:
 def test_the_loss_of_what_else_is_learnt_is_the_mean_over_columns_of_what_is_known() -> None:
     others = torch.tensor([[0, 2], [-1, 1], [1, -1], [1, 0]])
     auxiliary = Auxiliary(others, torch.device("cpu"))
-    undecided = [torch.zeros(2, 2), torch.zeros(2, 3)]
-    indices = torch.tensor([0, 1])  # three of their four values are known
-    assert float(auxiliary.loss(undecided, indices)) == pytest.approx((math.log(2) + 2 * math.log(3)) / 4)
-    certain = [torch.tensor([[50.0, 0], [0, 0]]), torch.tensor([[0, 0, 50.0], [0, 50.0, 0]])]
+    undecided = [torch.zeros(2, count, dtype=torch.bfloat16) for count in (2, 3)]
+    indices = torch.tensor([2, 0])  # three of their four values are known
+    assert float(auxiliary.loss(undecided, indices)) == pytest.approx((2 * math.log(2) + math.log(3)) / 4)
+    certain = [torch.tensor([[0, 50.0], [50.0, 0]]), torch.tensor([[0.0, 0, 0], [0, 0, 50.0]])]
     assert float(auxiliary.loss(certain, indices)) == pytest.approx(0, abs=1e-6)
     assert [tuple(logits.shape) for logits in auxiliary(torch.zeros(5, EMBEDDING))] == [(5, 2), (5, 3)]
     assert Auxiliary(None, torch.device("cpu"))(torch.zeros(5, EMBEDDING)) == []
+
+
+def test_what_else_is_learnt_is_learnt_with_a_fifth_of_the_embedding_dropped() -> None:
+    torch.manual_seed(0)
+    auxiliary = Auxiliary(torch.tensor([[0], [1]]), torch.device("cpu"))
+    torch.nn.init.constant_(auxiliary.heads[0][1].weight, 1 / EMBEDDING)
+    torch.nn.init.zeros_(auxiliary.heads[0][1].bias)
+    learning, judging = (auxiliary.train(mode)(torch.ones(200, EMBEDDING))[0].detach() for mode in (True, False))
+    assert torch.allclose(judging, torch.ones(200, 2))
+    # Kept with probability 0.8, and then enlarged by 1 / 0.8: the mean stays.
+    assert learning.mean() == pytest.approx(1, abs=0.01)
+    assert learning.std() == pytest.approx(0.5 / EMBEDDING**0.5, rel=0.15)
 
 
 def test_nobody_is_said_to_be_told_apart_where_pictures_were_not_grouped(tmp_path: Path) -> None:
