@@ -199,8 +199,8 @@ def _showing(model: onnx.ModelProto, names: Sequence[str]) -> Any:
 def _session(model: onnx.ModelProto) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    # Threads that wait for the next inference would hold the cores that NumPy multiplies on between two of them: an int8
-    # file took 8.2 s in place of 6.3 on two cores, and 19 in place of 8 beside other work.
+    # Threads that wait for the next inference would hold the cores on which NumPy multiplies between two of them: an
+    # int8 file took 8.2 in place of 6.3 s on two cores, and 19 in place of 8 beside other work.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
