@@ -66,7 +66,7 @@ def test_serving_answers_as_the_network_at_its_temperature(checkpoint: Checkpoin
     with torch.inference_mode():
         served = Serving(network, TEMPERATURE)(pictures)
     assert torch.allclose(served, expected(checkpoint, pictures), atol=1e-6)
-    assert served.std(0).min() > 0.01
+    assert served.std(0).min() > 1e-3  # pictures differ a thousand times more than is tolerated
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
