@@ -32,15 +32,20 @@ def check_paths(paths: tuple[str, ...], out: str) -> None:
 
 def places(options: dict[str, Path | None]) -> list[Path | None]:
     """Where the files of these options really are, links followed. Each must be another file, in a folder that is
-    there. Raises UsageError."""
+    there, and no device or FIFO, in whose place a file would be put. Raises UsageError."""
     places: dict[Path, str] = {}
     for option, path in options.items():
         if path is None:
             continue
         try:
             place = path.resolve()
+            special = place.exists() and not place.is_file()
         except OSError as error:
             raise click.UsageError(f"{option} {path}: {error.strerror}") from None
+        except RuntimeError:  # before Python 3.13
+            raise click.UsageError(f"{option} {path}: a link that leads to itself; name another file") from None
+        if special:
+            raise click.UsageError(f"{option} {path}: not a file, and would be replaced by one; name another file")
         if not place.parent.is_dir():
             raise click.UsageError(f"{option} {path}: the folder {path.parent} does not exist")
         if place in places:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gender_batch.cli.exits import Exit, fail
+from gender_batch.cli.exits import Exit
 from gender_batch.cli.log import Log
 from gender_batch.outputs.record import Confidence, RunRecord, Stage, versions
 from gender_batch.pictures.find import Walk
@@ -170,4 +171,6 @@ def recorded(run: Run, path: Path, log: Log) -> Iterator[None]:
             try:
                 run.record(code).write(path)
             except OSError as error:
-                fail(f"{path}: {error.strerror}; the run's summary is not written", Exit.FATAL, log.error)
+                log.error(f"{path}: {error.strerror}; the run's summary is not written. {run.outcome()}")
+                if code == Exit.DONE:  # else what ended the run says more
+                    sys.exit(Exit.FATAL)

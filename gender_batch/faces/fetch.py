@@ -41,11 +41,12 @@ def find_detector(named: Path | None = None, environment: Mapping[str, str] = os
     """
     place = named or (Path(value) if (value := environment.get(VARIABLE)) else None)
     if place:
-        if not place.is_file():
+        if not os.path.isfile(place):
             raise DetectorError(f"{place}: no such file; {GET_IT}")
         return place
     place = default_place()
-    return place if place.is_file() else None
+    # Not place.is_file(), which raises where the folder of another user, as of cron's HOME, may not be entered.
+    return place if os.path.isfile(place) else None
 
 
 def verified(path: Path) -> bytes:

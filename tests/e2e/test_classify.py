@@ -451,3 +451,36 @@ def test_standard_streams_that_are_closed_are_told(tmp_path: Path, closed: str, 
     )
     assert result.returncode == 2
     assert b"is closed" in result.stderr
+
+
+def test_nothing_is_kept_in_the_home_of_who_runs_it(faces: list[Path], tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    result = subprocess.run(
+        [COMMAND, "classify", faces[0], "--out", tmp_path / "rows.csv"],
+        env=os.environ | {"HOME": str(home)},
+        capture_output=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    assert not list(home.rglob("*"))  # ONNX Runtime would leave an id of the device, and events to send
+
+
+@pytest.mark.parametrize(("broken", "code"), [(False, 1), (True, 3)])
+def test_a_summary_that_cannot_be_written_hides_neither_the_rows_nor_the_exit_code(
+    faces: list[Path], tmp_path: Path, broken: bool, code: int
+) -> None:
+    (tmp_path / "face.jpg").write_bytes(faces[0].read_bytes()[: 3000 if broken else None])
+    out, folder = tmp_path / "rows.csv", tmp_path / "gone"
+    folder.mkdir()
+    process = subprocess.Popen(
+        [COMMAND, "classify", "-", "--out", out, "--summary", folder / "run.json"],
+        cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while not list(tmp_path.glob(".rows.csv*")):  # until it has begun
+        time.sleep(0.01)
+    folder.rmdir()
+    _, told = process.communicate(b"face.jpg\n")
+    assert process.returncode == code, told.decode()
+    assert f"the run's summary is not written. {out} is written, and complete" in told.decode()
+    assert len(read_csv(out)) == 1

@@ -131,3 +131,8 @@ def test_what_speaks_no_http_is_told(tmp_path: Path) -> None:
         thread.join()
     with pytest.raises(DetectorError, match="--detector"):
         fetch(tmp_path / "detector.onnx", "http://127.0.0.1:none")
+
+
+def test_a_home_that_cannot_be_looked_into_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/" + "x" * 300)  # for every user, root too
+    assert find_detector(None, {}) is None
