@@ -2,7 +2,7 @@
 
 import os
 
-# ONNX Runtime would keep an id of this device and a queue of events, which it sends home, in the user's folder.
+# ONNX Runtime would keep an id of this device and a queue of events, to be sent home, in the user's folder.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"

@@ -39,10 +39,10 @@ def places(options: dict[str, Path | None]) -> list[Path | None]:
             continue
         try:
             place = path.resolve()
-            special = place.exists() and not place.is_file()
+            special = not place.is_file() and os.path.lexists(place)  # from Python 3.13 a link to itself, too
         except OSError as error:
             raise click.UsageError(f"{option} {path}: {error.strerror}") from None
-        except RuntimeError:  # before Python 3.13
+        except RuntimeError:  # a link to itself, before Python 3.13
             raise click.UsageError(f"{option} {path}: a link that leads to itself; name another file") from None
         if special:
             raise click.UsageError(f"{option} {path}: not a file, and would be replaced by one; name another file")

@@ -39,13 +39,13 @@ def find_detector(named: Path | None = None, environment: Mapping[str, str] = os
 
     Raises DetectorError where a file is named that is not there.
     """
+    # Not Path.is_file, which raises where the folder of another user, as of cron's HOME, may not be entered.
     place = named or (Path(value) if (value := environment.get(VARIABLE)) else None)
     if place:
         if not os.path.isfile(place):
             raise DetectorError(f"{place}: no such file; {GET_IT}")
         return place
     place = default_place()
-    # Not place.is_file(), which raises where the folder of another user, as of cron's HOME, may not be entered.
     return place if os.path.isfile(place) else None
 
 

@@ -478,6 +478,7 @@ def test_a_summary_that_cannot_be_written_hides_neither_the_rows_nor_the_exit_co
         cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     while not list(tmp_path.glob(".rows.csv*")):  # until it has begun
+        assert process.poll() is None
         time.sleep(0.01)
     folder.rmdir()
     _, told = process.communicate(b"face.jpg\n")
