@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gender_batch.cli.exits import Exit, fail, stopping_on_signals
-from gender_batch.cli.options import device_option, duration, face_options, model_option, workers_option
+from gender_batch.cli.options import Numbers, device_option, duration, face_options, model_option, workers_option
 from gender_batch.cli.places import STANDARD, check_paths, files, places, suffix_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     required=True,
-    type=click.Path(dir_okay=False, allow_dash=True),
+    type=click.Path(dir_okay=False, readable=False, allow_dash=True),
     metavar="FILE",
     help="Where the rows go: .csv, .json or .jsonl; - streams CSV to standard output.",
 )
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     "--max-error-rate",
     default=0.0,
     show_default=True,
-    type=click.FloatRange(0, 1),
+    type=Numbers(0, 1),
     metavar="R",
     help="Exit with code 3 if more than this share of the pictures fails.",
 )
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    type=click.FloatRange(0.1),
+    type=Numbers(0.1),
     help="Longest time for one picture.",
 )
 @click.option(
@@ -92,13 +92,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--summary",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, readable=False, path_type=Path),
     metavar="FILE",
     help="Write facts and counts of the run as JSON; `gender-batch compare` compares two such files.",
 )
 @click.option(
     "--gallery",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, readable=False, path_type=Path),
     metavar="FILE",
     help="Write an HTML page of pictures to look at: the least certain, several people, no face.",
 )
@@ -269,7 +269,6 @@ def _errors_told(log: Log, run: Run) -> Iterator[None]:
         fail("standard output was closed before the last row", Exit.FATAL, log.error)
     except OSError as error:
         told = str(error.strerror)
-        where = error.filename if isinstance(error.filename, str | Path) else run.target
-        if where:
-            told = f"{where}: {told} (volume {volume_of(Path(where))})"
+        if isinstance(error.filename, str | Path):
+            told = f"{error.filename}: {told} (volume {volume_of(Path(error.filename))})"
         fail(f"{told}. {run.outcome()}", Exit.FATAL, log.error)

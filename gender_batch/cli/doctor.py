@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from gender_batch.cli.exits import Exit
+from gender_batch.cli.exits import Exit, telling
 from gender_batch.cli.options import device_option, workers_option
 
 
@@ -35,13 +35,16 @@ def doctor(folder: Path, device: str, workers: int | None, as_json: bool) -> Non
     for finding in examine(Plan(device, workers or usable_cores(), folder.absolute())):
         findings.append(finding)
         if not as_json:
-            click.echo(printable(f"{finding.level:<8} {finding.check}: {finding.found}"))
-            if finding.remedy:
-                click.echo(printable(f"{'':<8} {finding.remedy}"))
+            with telling():
+                click.echo(printable(f"{finding.level:<8} {finding.check}: {finding.found}"))
+                if finding.remedy:
+                    click.echo(printable(f"{'':<8} {finding.remedy}"))
     problems = sum(finding.level is Level.PROBLEM for finding in findings)
-    if as_json:
-        click.echo(json.dumps({"problems": problems, "checks": [asdict(finding) for finding in findings]}, indent=2))
-    else:
-        click.echo(f"{problems} problems" if problems != 1 else "1 problem")
+    with telling():
+        if as_json:
+            checks = [asdict(finding) for finding in findings]
+            click.echo(json.dumps({"problems": problems, "checks": checks}, indent=2))
+        else:
+            click.echo(f"{problems} problems" if problems != 1 else "1 problem")
     if problems:
         sys.exit(Exit.FATAL)

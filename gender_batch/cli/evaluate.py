@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gender_batch.cli.exits import Exit, fail, stopping_on_signals, telling
+from gender_batch.cli.exits import Exit, fail, note, stopping_on_signals, telling
 from gender_batch.cli.options import device_option, face_options, model_option, workers_option
 
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ def evaluate(
     options = Options(model, device, workers, faces=Faces(faces, detector, whole=no_face == "whole"))
     try:
         with stopping_on_signals("Nothing was written."), Scorer(options) as scorer:
-            click.echo(f"device: {scorer.device.name} ({scorer.device.reason})", err=True)
-            click.echo(f"model: {scorer.model}", err=True)
+            note(f"device: {scorer.device.name} ({scorer.device.reason})")
+            note(f"model: {scorer.model}")
             if scorer.lacks_detector:
-                click.echo(f"warning: {scorer.lacks_detector}", err=True)
+                note(f"warning: {scorer.lacks_detector}")
             with ScoringProgress(Log(as_json=False)) as progress:
                 result = evaluate_labelled(scorer, data, groups, progress.row)
     except NoGpuError as error:
@@ -85,7 +85,7 @@ def evaluate(
         with telling():
             _tell(result)
     if out:
-        click.echo(f"report in {out}", err=True)
+        note(f"report in {out}")
     if result.failed or result.unreadable_folders:
         sys.exit(Exit.FAILED_PICTURES)
 
@@ -110,23 +110,23 @@ def _tell(result: Evaluation) -> None:
         for group in groups:
             click.echo(f"  {printable(group.value):<28} {group.accuracy}")
     for row in result.failed[:20]:
-        click.echo(f"not scored: {row.path!r}: {row.status.value}: {row.error}", err=True)
+        note(f"not scored: {row.path!r}: {row.status.value}: {row.error}")
     if result.failed:
-        click.echo(f"not scored: {len(result.failed):,} in all", err=True)
+        note(f"not scored: {len(result.failed):,} in all")
     if result.faceless:
         count, first = len(result.faceless), result.faceless[0].path
-        click.echo(f"no face: {count:,} pictures, {first!r} among them; no figure counts them", err=True)
+        note(f"no face: {count:,} pictures, {first!r} among them; no figure counts them")
     for folder, reason in result.unreadable_folders:
-        click.echo(f"folder not read: {folder!r}: {reason}", err=True)
-    for note in result.notes:
-        click.echo(printable(note), err=True)
+        note(f"folder not read: {folder!r}: {reason}")
+    for remark in result.notes:
+        note(printable(remark))
 
 
 def _write(result: Evaluation, out: Path, preprocessing: Preprocessing) -> None:
     out.mkdir(mode=0o700, parents=True, exist_ok=True)  # the gallery shows people
     (out / "metrics.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n")
     if find_spec("matplotlib") is None:
-        click.echo("no plots: they need matplotlib: pip install 'gender-batch[train]'", err=True)
+        note("no plots: they need matplotlib: pip install 'gender-batch[train]'")
         return
     from gender_batch.evaluation.gallery import Answer, draw_gallery
     from gender_batch.evaluation.plots import plot_confusion, plot_reliability

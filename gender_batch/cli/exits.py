@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from types import FrameType
 from typing import NoReturn
@@ -59,9 +59,15 @@ class Interrupted(BaseException):
         self.number = number
 
 
+def note(text: str) -> None:
+    """A line on standard error. A full disk under it, or a reader that has gone, is no reason to stop."""
+    with suppress(OSError):
+        click.echo(text, err=True)
+
+
 def tell(message: str) -> None:
     # It may quote a name, or what stands in a file.
-    click.echo(printable(f"gender-batch: {message}"), err=True)
+    note(printable(f"gender-batch: {message}"))
 
 
 def fail(message: str, code: Exit = Exit.FATAL, tell: Callable[[str], None] = tell) -> NoReturn:

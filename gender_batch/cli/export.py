@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from gender_batch.cli.exits import Exit, fail, needing_extra, stopping_on_signals
+from gender_batch.cli.exits import Exit, fail, needing_extra, note, stopping_on_signals, telling
 
 
 @click.command()
@@ -61,11 +61,12 @@ def export(run: Path | None, out: Path | None, precisions: tuple[str, ...]) -> N
             fail(f"{folder}: a held-out picture changed while it was used ({error}); start again")
         except OSError as error:  # of a full disk it does not say which file
             fail(f"{error.filename or out or folder / MODEL}: {error.strerror or error}")
-    for item in result.written:
-        click.echo(f"{item.precision}: {item.proof}")
-        click.echo(f"{item.file} ({item.file.stat().st_size / 1e6:.1f} MB), card in {result.card}")
+    with telling():
+        for item in result.written:
+            click.echo(f"{item.precision}: {item.proof}")
+            click.echo(f"{item.file} ({item.file.stat().st_size / 1e6:.1f} MB), card in {result.card}")
     for refusal in result.refused:
         left = f"; {refusal.earlier} is of an earlier export and left as it was" if refusal.earlier else ""
-        click.echo(f"gender-batch: {refusal.precision}: {refusal.reason}{left}", err=True)
+        note(f"gender-batch: {refusal.precision}: {refusal.reason}{left}")
     if result.refused:
         sys.exit(Exit.FATAL)

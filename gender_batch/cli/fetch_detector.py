@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gender_batch.cli.exits import fail
+from gender_batch.cli.exits import fail, telling
 
 
 @click.command("fetch-detector")
@@ -31,4 +31,5 @@ def fetch_detector(out: Path | None) -> None:
         fail(str(error))
     except OSError as error:
         fail(f"{place}: {error.strerror}; name a file that can be written with --out")
-    click.echo(f"{place}")
+    with telling():
+        click.echo(f"{place}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from datetime import UTC, datetime
 
-import click
+from gender_batch.cli.exits import note
 
 
 class Log:
@@ -19,8 +18,7 @@ class Log:
         if self.as_json:
             time = datetime.now(UTC).isoformat(timespec="milliseconds")
             text = json.dumps({"time": time, "event": event, **facts})
-        with suppress(OSError):  # a full disk under the log, or a reader that has gone, is no reason to stop
-            click.echo(text, err=True)
+        note(text)
 
     def error(self, message: str) -> None:
         self.say("error", f"gender-batch: {message}", message=message)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from math import isnan
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,6 +22,16 @@ def duration(text: str) -> float:
     if not found or not 0 < (seconds := float(found[1]) * _SECONDS[found[2]]) <= LONGEST:
         raise click.BadParameter(f"{text!r} is not a duration such as 90s, 15m, 6h or 2d, of a year at most")
     return seconds
+
+
+class Numbers(click.FloatRange):
+    """A range of numbers. `nan`, which is neither within nor without, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
 
 
 model_option = click.option(

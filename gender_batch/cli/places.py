@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ def places(options: dict[str, Path | None]) -> list[Path | None]:
         if special:
             raise click.UsageError(f"{option} {path}: not a file, and would be replaced by one; name another file")
         if not place.parent.is_dir():
-            raise click.UsageError(f"{option} {path}: the folder {path.parent} does not exist")
+            raise click.UsageError(f"{option} {path}: the folder {place.parent} does not exist")
         if place in places:
             raise click.UsageError(f"{places[place]} and {option} are both {path}; name another file for one of them")
         places[place] = option
@@ -80,11 +81,18 @@ def _listed(separator: bytes) -> Iterator[str]:
     """Names on standard input, each a file; empty ones are skipped."""
     rest = b""
     standard_input = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - unbuffered: names come as they are sent
-    while block := standard_input.read(1 << 16):
+    while block := _read(standard_input):
         *names, rest = (rest + block).split(separator)
         yield from map(_name, filter(None, names))
     if rest:
         yield _name(rest)
+
+
+def _read(standard_input: FileIO) -> bytes:
+    try:
+        return standard_input.read(1 << 16)
+    except OSError as error:  # which names no file
+        raise OSError(error.errno, f"{error.strerror}, reading the list on standard input") from None
 
 
 def _name(listed: bytes) -> str:

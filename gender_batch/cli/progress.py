@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gender_batch.cli.exits import note
+
 if TYPE_CHECKING:
     from gender_batch.cli.log import Log
     from gender_batch.scoring.night import Night
@@ -69,7 +71,10 @@ class TrainingProgress:
 
     def _line(self, message: str) -> None:
         self.told = time.monotonic()
-        self.console.print(message, markup=False, soft_wrap=True)
+        if self.console.is_terminal:
+            self.console.print(message, markup=False, soft_wrap=True)
+        else:
+            note(message)  # which a full disk under it, or a reader that has gone, does not end
         self.unlogged.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
         if self.log is None and self.folder.is_dir():
             # A file name need not be text.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -51,8 +52,10 @@ class Run:
             return f"{target} is written, and complete" if target else "All rows are on standard output"
         if target is None:
             what = "The rows on standard output are not all"
+        elif os.path.exists(target):
+            what = f"Nothing is published, {target.name} is as it was"
         else:
-            what = f"Nothing is published, {target.name} is as it was" if target.exists() else "Nothing is published"
+            what = "Nothing is published"
         return f"{what}; the same command {'goes on' if self.resumable else 'starts again'}"
 
     def shares(self) -> dict[str, float]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gender_batch.cli.exits import Exit, fail, needing_extra, stopping_on_signals
-from gender_batch.cli.options import detector_option
+from gender_batch.cli.exits import Exit, fail, needing_extra, note, stopping_on_signals, telling
+from gender_batch.cli.options import Numbers, detector_option
 
 if TYPE_CHECKING:
     import torch
@@ -62,14 +62,14 @@ if TYPE_CHECKING:
     "--lr-adapt",
     default=3e-3,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=Numbers(0, min_open=True),
     help="Learning rate of the adaptation.",
 )
 @click.option(
     "--lr-fine",
     default=3e-4,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=Numbers(0, min_open=True),
     help="Largest learning rate of the fine-tuning.",
 )
 @click.option(
@@ -113,7 +113,7 @@ if TYPE_CHECKING:
     "--target-precision",
     default=0.98,
     show_default=True,
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Numbers(0, 1, min_open=True),
     help="Accuracy to aim for among the answers that are given: below the confidence at which the validation pictures "
     "reach it, the answer is uncertain.",
 )
@@ -235,10 +235,11 @@ def train(
             fail(str(error), Exit.LOCKED)
         except (DatasetError, WeightsError, FloatingPointError) as error:
             fail(str(error))
-    if folds:
-        _tell_folds(validated, folder)
-    else:
-        _tell(result, target_precision)
+    with telling():
+        if folds:
+            _tell_folds(validated, folder)
+        else:
+            _tell(result, target_precision)
 
 
 def _tell_folds(validated: CrossValidation, folder: Path) -> None:
@@ -258,7 +259,7 @@ def _tell(result: Result, target_precision: float) -> None:
             accuracy = with_interval(metrics.accuracy.value, metrics.accuracy.interval)
             click.echo(f"{name + ' accuracy':<19} {accuracy} of {metrics.pictures}")
     if not result.threshold.reached:
-        click.echo(f"--target-precision {target_precision} is not reached at any threshold", err=True)
+        note(f"--target-precision {target_precision} is not reached at any threshold")
     click.echo(f"uncertain below {result.threshold.value:g}: {(result.test or result.val).coverage} answered, "
                f"{(result.test or result.val).decided_right} of those right")  # fmt: skip
     click.echo(f"report and checkpoint in {result.folder}; next: gender-batch export {result.folder}")

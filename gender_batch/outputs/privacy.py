@@ -12,8 +12,8 @@ from gender_batch.prediction import Value
 
 Values = Sequence[Value]
 
-SHORTEST_KEY = 16
-"""Bytes."""
+SHORTEST_KEY, LONGEST_KEY = 16, 1 << 20
+"""Bytes. A key has a few dozen; what is longer is something else, and is not read to its end."""
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """What makes a spreadsheet take a cell for a formula (OWASP, "CSV Injection")."""
@@ -30,13 +30,16 @@ def pseudonymiser(key_file: Path) -> Callable[[str], str]:
     Raises KeyFileError.
     """
     try:
-        key = key_file.read_bytes().strip()
+        with key_file.open("rb") as file:
+            key = file.read(LONGEST_KEY + 1).strip()
     except OSError as error:
         raise KeyFileError(f"{key_file}: {error.strerror}; name a file that holds a key") from None
     if len(key) < SHORTEST_KEY:
         raise KeyFileError(
             f"{key_file}: a key of {len(key)} bytes; it needs {SHORTEST_KEY} or more: openssl rand -hex 32 > {key_file}"
         )
+    if len(key) > LONGEST_KEY:
+        raise KeyFileError(f"{key_file}: more than {LONGEST_KEY:,} bytes, and so no key; name a file that holds one")
     return lambda path: hmac.new(key, os.fsencode(path), hashlib.sha256).hexdigest()
 
 

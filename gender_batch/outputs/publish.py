@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import re
 import tempfile
@@ -10,7 +11,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _TEMPORARY = ".tmp"
 _LOCK = ".lock"
@@ -26,27 +30,54 @@ def published(path: Path) -> Iterator[BinaryIO]:
 
     Written beside its place, synced, renamed over it, and the folder synced: after a crash or a power cut there is
     the old file or the new one, as far as the disk keeps its promises. Readable by its owner alone, since rows are
-    personal data. Raises OSError, of `path` where the system does not say of which file.
+    personal data. Raises OSError, which names its file also where the system does not.
     """
     descriptor, name = tempfile.mkstemp(prefix=_hidden(path, "."), suffix=_TEMPORARY, dir=path.parent)
     temporary = Path(name)
     try:
-        with open(descriptor, "wb") as file:
-            yield cast(BinaryIO, file)
+        raw = _NamedFile(descriptor, path)
+        with io.BufferedWriter(raw) as file:
+            yield file
             file.flush()
-            os.fsync(file.fileno())
+            raw.sync()
         os.replace(temporary, path)
-    except BaseException as error:
+    except BaseException:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
         raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    # It is there by now, for whoever looks; and some network file systems cannot sync a folder.
+    with suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class _NamedFile(io.FileIO):
+    """Open for writing; its errors say that they are about `path`."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        super().__init__(descriptor, "wb")
+        self.path = path
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        with _naming(self.path):
+            return super().write(data)
+
+    def sync(self) -> None:
+        with _naming(self.path):
+            os.fsync(self.fileno())
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An OSError within says that it is about `path`, which the system does not of a full disk."""
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def remove_leftovers(target: Path) -> None:
@@ -95,7 +126,7 @@ def _hidden(path: Path, ending: str) -> str:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of an output for the block. The kernel drops it with the process, so none is ever stale.
 
-    Raises LockedError at once where another process holds it.
+    Raises LockedError at once where another process holds it, and OSError.
     """
     lock = path.with_name(_hidden(path, _LOCK))
     while True:
@@ -108,9 +139,10 @@ def locked(path: Path) -> Iterator[None]:
                 raise LockedError(f"{path}: another run is writing it: {holder}") from None
             if not _is_named(file.fileno(), lock):
                 continue  # its holder removed it between our opening and our locking it
-            file.truncate(0)
-            file.write(f"pid {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-            file.flush()
+            with _naming(lock):
+                file.truncate(0)
+                file.write(f"pid {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+                file.flush()
             try:
                 yield
             finally:

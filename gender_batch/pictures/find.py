@@ -219,9 +219,11 @@ def glob_matcher(glob: str) -> Callable[[str], bool]:
     the whole, which `./` may begin; a slash at the end says nothing.
 
     `*` stands for anything but a slash, `**/` for any folders or none, `?` for one letter, `[a-z]` and `[!a-z]` for one
-    of those; case counts. A leading dot is a letter like others.
+    of those; case counts. A leading dot is a letter like others. Raises re.error.
     """
     glob = glob.rstrip("/")
+    if not glob:
+        raise re.error("no name matches it", glob)
     pattern = re.compile(_expression(glob.removeprefix("./").lstrip("/")), re.DOTALL)
     if "/" in glob:
         return lambda path: pattern.fullmatch(path) is not None

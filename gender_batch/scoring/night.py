@@ -9,6 +9,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -26,7 +27,8 @@ class Policy:
     """Which known pictures are scored again, besides those whose size or time of change differ, and those whose row
     tells of a moment and not of their content.
 
-    `verify_content`: those whose content differs; and new ones are not scored whose content is known.
+    `verify_content`: those whose content differs, or was not asked for when they were scored; and new ones are not
+    scored whose content is known.
     """
 
     retry_failed: bool = False
@@ -54,7 +56,8 @@ class Night:
         self.giving = 0.0
         self._folder = os.getcwdb() + b"/"
         self._expected: deque[_Expected] = deque()
-        self._order = _Order(state.path.parent)
+        with state.errors:
+            self._order = _Order(state.path.parent)
         self._seen = bytearray()
 
     def __enter__(self) -> Night:
@@ -82,7 +85,8 @@ class Night:
         """The next rows in chunks, as long as at least so many are known."""
         while (count := min(CHUNK, self._first_expected() - self.given)) >= least:
             began = time.perf_counter()
-            identifiers = self._order.numbers(self.given, count)
+            with self.state.errors:
+                identifiers = self._order.numbers(self.given, count)
             wanted = {abs(identifier) for identifier in identifiers}
             rows = self.state.rows(wanted)
             if missing := wanted - rows.keys():
@@ -119,7 +123,8 @@ class Night:
             known = self.state.find(key)
             answered = self._answered(known, key, stamp, content)
             identifier = answered or self.state.expect(key, stamp)
-            self._order.add(-identifier if relative else identifier)
+            with self.state.errors:
+                self._order.add(-identifier if relative else identifier)
             self.found += 1
             self.told(self)
             if answered is None:
@@ -135,11 +140,10 @@ class Night:
             return None
         if self.policy.retry_failed and known.failed:
             return None
-        if self.policy.verify_content:
-            if known.content is None and content:
-                self.state.learn(known.id, content)
-            elif known.content != content:
-                return None
+        # Of which content a row without a hash tells is not known: the file may have changed since, at the same size
+        # and time.
+        if self.policy.verify_content and (known.content is None or known.content != content):
+            return None
         return known.id
 
 
@@ -163,13 +167,14 @@ class _Expected(NamedTuple):
 
 
 class _Order:
-    """Numbers in the order they came, in a nameless file in a folder."""
+    """Numbers in the order they came, in a nameless file in a folder. Raises OSError."""
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close()
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # on a full disk; nobody reads it any more
+            self._file.close()
 
     def add(self, number: int) -> None:
         self._file.write(number.to_bytes(8, sys.byteorder, signed=True))

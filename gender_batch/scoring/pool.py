@@ -152,7 +152,7 @@ class WorkerPool:
         lists = self._cut(chain([first], source))
         with _interrupts_held_back():
             while len(self._workers) < self.count:
-                self._workers.append(_Worker(self._context, self.factory, self._slots))
+                self._workers.append(self._started())
         again: deque[tuple[_Chunk, list[int]]] = deque()  # what workers that died have left of their chunks
         in_order: deque[_Chunk] = deque()
         try:
@@ -182,6 +182,15 @@ class WorkerPool:
             for chunk in in_order:
                 chunk.unwanted = True
                 self._take_back(chunk, [index for index in range(len(chunk.paths)) if (chunk, index) not in held])
+
+    def _started(self) -> _Worker:
+        try:
+            return _Worker(self._context, self.factory, self._slots)
+        except OSError as error:
+            raise PoolError(
+                f"a worker process cannot be started: {error.strerror}; are memory, /dev/shm and the limits of "
+                f"processes and open files (ulimit -u, -n) large enough for {self.count} workers (--workers)?"
+            ) from None
 
     def _cut(self, paths: Iterator[str]) -> Iterator[list[str]]:
         """Lists of paths to send, longer ones as more have been sent."""
@@ -251,7 +260,7 @@ class WorkerPool:
                     again.append((chunk, rest))
             worker.connection.close()
             with _interrupts_held_back():
-                self._workers[number] = _Worker(self._context, self.factory, self._slots)
+                self._workers[number] = self._started()
 
     def _receive(self, worker: _Worker) -> bool:
         """Take the next message of the worker; False if there is none, since it has closed its end."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,28 +103,29 @@ class Known(NamedTuple):
     stamp: Stamp
     content: bytes | None
     current: bool
-    status: str | None
+    status: Status | None
 
     @property
     def failed(self) -> bool:
-        return self.status is not None and Status(self.status).failed
+        return self.status is not None and self.status.failed
 
     @property
     def tells_of_content(self) -> bool:
-        return self.status is not None and Status(self.status).tells_of_content
+        return self.status is not None and self.status.tells_of_content
 
 
 class State:
     """The pictures that were found, and their rows. A context manager; what was recorded is kept however it ends.
 
     `digest` stands for all that decides an answer: rows of another one are not current. Only one process may have a
-    state open: the caller locks. Raises StateError when made and from every method.
+    state open: the caller locks. Raises StateError when made and from every method; within `errors` so does what else
+    is done to files beside it.
     """
 
     def __init__(self, path: Path, digest: str) -> None:
         self.path = path
-        self._errors = _Errors(path)
-        with self._errors:
+        self.errors = _Errors(path)
+        with self.errors:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's own files take over its mode
             self._check_disk()
             self._database = sqlite3.connect(path, isolation_level=None)
@@ -187,16 +189,21 @@ class State:
     def _look_ahead(self, path: bytes) -> None:
         # A folder's subfolders lie among its files: what was read in vain is not read so far ahead again.
         self._reach = min(MOST_AHEAD, 2 * self._reach) if 2 * self._used >= self._reach else max(8, self._reach // 4)
-        with self._errors:
+        with self.errors:
             rows = self._database.execute(_AHEAD, (path, self._reach)).fetchall()
-        self._ahead = {
-            row[0]: Known(row[1], Stamp(row[2], row[3]), row[4], row[5] == self._model, row[6]) for row in rows
-        }
+        with self._values_checked():
+            self._ahead = {name: self._known(*columns) for name, *columns in rows}
         self._first, self._last, self._used = path, rows[-1][0] if len(rows) == self._reach else _BEHIND_ALL, 0
+
+    def _known(
+        self, identifier: int, size: int, mtime_ns: int, content: bytes | None, model: int | None, status: str | None
+    ) -> Known:
+        current = model == self._model
+        return Known(identifier, Stamp(size, mtime_ns), content, current, None if status is None else Status(status))
 
     def expect(self, path: bytes, stamp: Stamp | None) -> int:
         """Make a place for the row of a picture that is going to be scored; its id."""
-        with self._errors:
+        with self.errors:
             self._begin()
             row = self._database.execute(_EXPECT, (path, *(stamp or (None, None)))).fetchone()
         identifier: int = row[0]
@@ -204,47 +211,42 @@ class State:
 
     def record(self, identifier: int, row: Prediction, content: bytes | None = None) -> None:
         """The row of the picture, whose path is not kept twice."""
-        with self._errors:
+        with self.errors:
             self._begin()
             self._database.execute(_RECORD, (self._model, content, *_to_columns(row), identifier))
             self._changed()
 
     def same_content(self, content: bytes) -> int | None:
         """The id of a picture with this content whose row is current and tells of nothing but the content."""
-        with self._errors:
+        with self.errors:
             row = self._database.execute(_SAME_CONTENT, (content, self._model)).fetchone()
         return row[0] if row else None
 
     def copy(self, source: int, path: bytes, stamp: Stamp | None) -> int:
         """Give a picture the row of `source`, whose content it has; its id. The two may be the same picture."""
-        with self._errors:
+        with self.errors:
             recorded = self._database.execute(_RECORDED, (source,)).fetchone()
         identifier = self.expect(path, stamp)
-        with self._errors:
+        with self.errors:
             self._database.execute(_RECORD, (*recorded, identifier))
             self._changed()
         return identifier
 
-    def learn(self, identifier: int, content: bytes) -> None:
-        with self._errors:
-            self._begin()
-            self._database.execute("UPDATE pictures SET content = ? WHERE id = ?", (content, identifier))
-            self._changed()
-
     def rows(self, identifiers: Iterable[int]) -> dict[int, tuple[bytes, Answer]]:
         """Paths and answers by id, of pictures that were scored."""
-        with self._errors:
-            found = self._database.execute(_ROWS, (json.dumps(list(identifiers)),))
+        with self.errors:
+            found = self._database.execute(_ROWS, (json.dumps(list(identifiers)),)).fetchall()
+        with self._values_checked():
             return {identifier: (path, _answer(columns)) for identifier, path, *columns in found}
 
     def count(self) -> int:
-        with self._errors:
+        with self.errors:
             count: int = self._database.execute("SELECT count(*) FROM pictures").fetchone()[0]
         return count
 
     def keep_only(self, seen: bytearray) -> None:
         """Forget every picture whose id is no index of a true value in `seen`."""
-        with self._errors:
+        with self.errors:
             last = 0
             while page := self._database.execute(_PAGE, (last, COMMIT_ROWS)).fetchall():
                 gone = [(one,) for (one,) in page if one >= len(seen) or not seen[one]]
@@ -253,6 +255,14 @@ class State:
                     self._database.executemany("DELETE FROM pictures WHERE id = ?", gone)
                     self._commit()
                 (last,) = page[-1]
+
+    @contextmanager
+    def _values_checked(self) -> Iterator[None]:
+        """What stands in the file and can be no row was not written by this program."""
+        try:
+            yield
+        except (ValueError, TypeError) as error:
+            raise StateError(_damaged(self.path, error)) from None
 
     def _begin(self) -> None:
         if not self._database.in_transaction:
@@ -316,17 +326,26 @@ class _Errors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, sqlite3.OperationalError):
-            raise StateError(
-                f"{self.path}: {error}; is there room on its volume {volume_of(self.path)}, "
-                "and may this user write there?"
-            ) from None
         if isinstance(error, sqlite3.DatabaseError):
-            raise StateError(
-                f"{self.path}: no state, or a damaged one ({error}); name another file with --state, or remove this one"
-            ) from None
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # without what extends it
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise StateError(f"{self.path}: another program has it open ({error}); close that first") from None
+            if isinstance(error, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR:
+                raise StateError(self._no_room(error)) from None
+            raise StateError(_damaged(self.path, error)) from None  # such as a table that is not there
         if isinstance(error, OSError):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise StateError(self._no_room(error.strerror)) from None
             raise StateError(f"{self.path}: {error.strerror}; name a file that can be written with --state") from None
+
+    def _no_room(self, cause: object) -> str:
+        return (
+            f"{self.path}: {cause}; is there room on its volume {volume_of(self.path)}, and may this user write there?"
+        )
+
+
+def _damaged(path: Path, cause: object) -> str:
+    return f"{path}: no state, or a damaged one ({cause}); name another file with --state, or remove this one"
 
 
 def volume_of(path: Path) -> Path:
@@ -342,9 +361,11 @@ def remove_state(path: Path) -> None:
             header = file.read(72)
     except FileNotFoundError:
         header = b""
-    if header and header[68:72] != APPLICATION_ID.to_bytes(4, "big") and header[:16] == b"SQLite format 3\0":
-        raise StateError(f"{path}: a database of another program; name another file with --state")
     if header and header[:16] != b"SQLite format 3\0":
         raise StateError(f"{path}: no state of gender-batch; name another file with --state")
+    if header and len(header) < 72:
+        raise StateError(f"{path}: cut short after {len(header)} bytes, so whose it was cannot be told; remove it")
+    if header and header[68:72] != APPLICATION_ID.to_bytes(4, "big"):
+        raise StateError(f"{path}: a database of another program; name another file with --state")
     for ending in reversed(FILES):
         Path(f"{path}{ending}").unlink(missing_ok=True)

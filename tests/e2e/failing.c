@@ -1,5 +1,5 @@
 /* Loaded before the C library (LD_PRELOAD): the FAIL_AT-th call of a process that changes a file below FAIL_IN fails with
-   the error FAIL_WITH, and FAIL_TOLD is created. */
+   the error FAIL_WITH, and its path is written to FAIL_TOLD. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -26,6 +26,7 @@ static int fails(int file)
     if (strncmp(path, folder, strlen(folder)) || atomic_fetch_add(&calls, 1) + 1 != atoi(at))
         return 0;
     int told = syscall(SYS_openat, AT_FDCWD, getenv("FAIL_TOLD"), O_CREAT | O_WRONLY, 0600);
+    syscall(SYS_write, told, path, strlen(path));
     syscall(SYS_close, told);
     errno = atoi(with);
     return 1;

@@ -398,6 +398,40 @@ def test_a_log_that_cannot_be_written_is_no_reason_to_stop(faces: list[Path], tm
         (tmp_path / "rows.csv").unlink()
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--max-error-rate", "nan"], "'nan' is not a number"),
+        (["--picture-timeout", "nan"], "'nan' is not a number"),
+        (["--include", ""], "'' is not a valid glob"),
+        (["--exclude", "/"], "is not a valid glob"),
+    ],
+)
+def test_values_that_would_switch_off_what_they_are_of_are_refused(
+    faces: list[Path], tmp_path: Path, options: list[str], told: str
+) -> None:
+    result = gender_batch("classify", faces[0], "--out", tmp_path / "rows.csv", *options)
+    assert result.returncode == 2
+    assert told in result.stderr.decode()
+
+
+def test_a_list_that_cannot_be_read_is_told_as_such(tmp_path: Path) -> None:
+    command = f"{COMMAND} classify - --out rows.csv 0> written"
+    result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.decode().startswith("gender-batch: Bad file descriptor, reading the list on standard input. ")
+
+
+def test_an_output_that_this_user_may_replace_but_not_read_is_replaced(faces: list[Path], tmp_path: Path) -> None:
+    runs = [("rows.csv", "summary"), ("other.csv", "gallery")]
+    for out, option in runs:
+        for name in (out, option):
+            (tmp_path / name).touch(mode=0o200)
+        result = gender_batch("classify", faces[0], "--out", out, f"--{option}", option, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert b"ok" in (tmp_path / out).read_bytes()
+
+
 @pytest.mark.parametrize("option", ["--gallery", "--state"])
 def test_the_file_that_cannot_be_written_is_named_and_nothing_is_published(
     faces: list[Path], tmp_path: Path, option: str

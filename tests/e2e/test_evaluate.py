@@ -34,15 +34,24 @@ def test_a_reader_that_has_had_enough_costs_no_report(data: Path, tmp_path: Path
     assert (tmp_path / "report" / "gallery.png").exists()
 
 
-@pytest.mark.parametrize("command", ["evaluate", "compare"])
+@pytest.mark.parametrize("command", ["evaluate", "compare", "doctor"])
 def test_a_full_disk_behind_standard_output_is_told(command: str, data: Path, tmp_path: Path) -> None:
     record = tmp_path / "night.json"
     gender_batch("classify", data, "--faces", "never", "--out", tmp_path / "rows.csv", "--summary", record)
-    arguments = {"evaluate": [data, "--faces", "never"], "compare": [record, record]}[command]
+    arguments = {"evaluate": [data, "--faces", "never"], "compare": [record, record], "doctor": [data]}[command]
     with open("/dev/full", "wb") as full:
         result = subprocess.run([COMMAND, command, *arguments], stdout=full, stderr=subprocess.PIPE, check=False)
     assert result.returncode == 1
     assert result.stderr.decode().splitlines()[-1] == "gender-batch: standard output: No space left on device"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "doctor"])
+def test_a_full_disk_behind_standard_error_is_no_reason_to_stop(command: str, data: Path) -> None:
+    arguments = {"evaluate": ["--faces", "never"], "doctor": ["--device", "cpu"]}[command]
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run([COMMAND, command, data, *arguments], stdout=subprocess.PIPE, stderr=full, check=False)
+    assert result.returncode == 0
+    assert {"evaluate": b"measured on                 2 pictures", "doctor": b"0 problems"}[command] in result.stdout
 
 
 def test_figures_are_told_where_the_report_cannot_be_written(data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import fnmatch
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -295,7 +296,13 @@ def test_globs(glob: str, matching: list[str], others: list[str]) -> None:
     assert [path for path in others if matches(path)] == []
 
 
-@given(st.text("ab*?[]!-./\\^", max_size=8), st.text("ab/.", max_size=6))
+@pytest.mark.parametrize("glob", ["", "/", "//"])
+def test_a_glob_that_no_name_can_match_is_refused(glob: str) -> None:
+    with pytest.raises(re.error, match="no name matches it"):
+        glob_matcher(glob)
+
+
+@given(st.text("ab*?[]!-./\\^", min_size=1, max_size=8), st.text("ab/.", max_size=6))
 def test_globs_of_one_name_are_those_of_fnmatch(glob: str, name: str) -> None:
     if "/" in glob or "/" in name or "**" in glob or "[" in glob:
         return

@@ -140,8 +140,8 @@ def test_content_that_only_another_model_knows_is_scored(folder: Folder) -> None
 
 def test_content_counts_where_it_is_asked_for(folder: Folder) -> None:
     verify = Policy(verify_content=True)
-    folder.night()
-    assert folder.night(verify)[0] == []  # now it is known
+    folder.night(verify)
+    assert folder.night(verify)[0] == []
     (folder.root / "a").rename(folder.root / "moved")
     folder.write("copied", "b", mtime=5)
     folder.write("c", "x")  # behind the back of size and time
@@ -153,6 +153,16 @@ def test_content_counts_where_it_is_asked_for(folder: Folder) -> None:
     with State(folder.state, "model") as state:
         rows_of(Night(state, Policy()), reader, [str(folder.root / "c")])
     assert reader.asked == []  # without it the change is not seen: that is what it is for
+
+
+def test_a_row_of_unknown_content_answers_for_none(folder: Folder) -> None:
+    verify = Policy(verify_content=True)
+    folder.write("b", "bbb")
+    folder.night()
+    folder.write("b", "bad")  # at the same size and time, before content was asked for
+    shutil.copyfile(folder.root / "b", folder.root / "copied")
+    assert folder.night(verify)[0] == ["a", "b", "c"]
+    assert folder.night(verify)[0] == []
 
 
 def test_a_file_that_changes_while_it_is_scored_is_scored_again(folder: Folder) -> None:
@@ -467,6 +477,53 @@ def test_a_damaged_state_is_told(folder: Folder, where: int) -> None:
         rows_of(Night(state, Policy()), Reader(), sorted(str(path) for path in folder.root.iterdir()))
     folder.state.unlink()
     folder.night()
+
+
+@pytest.mark.parametrize(
+    "change", ["status = 'odd'", "probabilities = '[0.5'", "probabilities = 3", "box = '7'", "others = '[[1]]'"]
+)
+def test_values_that_no_row_has_are_told_as_damage(folder: Folder, change: str) -> None:
+    folder.night()
+    with sqlite3.connect(folder.state) as database:
+        database.execute(f"UPDATE pictures SET {change}")  # noqa: S608 - the test's own
+    database.close()
+    with pytest.raises(StateError, match=r"state\.db: .*damaged.* remove this one"):
+        folder.night()
+
+
+def test_a_state_without_its_tables_is_told_as_damaged(folder: Folder) -> None:
+    folder.night()
+    with sqlite3.connect(folder.state) as database:
+        database.execute("DROP TABLE pictures")
+    database.close()
+    with pytest.raises(StateError, match=r"damaged one \(no such table"):
+        folder.night()
+
+
+def test_a_state_that_another_program_has_open_is_told(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.night()
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *given, **named: connect(*given, **named, timeout=0.01))
+    other = connect(folder.state, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StateError, match="another program has it open"):
+        folder.night(digest="another")
+    other.close()
+    assert folder.night(digest="another")[0] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("length", [20, 71])
+def test_a_state_that_was_cut_short_is_not_told_as_another_program_s(folder: Folder, length: int) -> None:
+    folder.night()
+    os.truncate(folder.state, length)
+    with pytest.raises(StateError, match=f"cut short after {length} bytes"):
+        remove_state(folder.state)
+
+
+def test_no_room_for_the_order_is_told_as_the_state_s(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "wb"))  # noqa: SIM115
+    with pytest.raises(StateError, match=r"state\.db: No space left on device; is there room on its volume"):
+        folder.night()
 
 
 def test_nothing_is_left_of_the_state_of_a_killed_run(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -457,6 +458,17 @@ def test_a_file_that_hangs_among_names_too_long_for_the_pipe_costs_its_own_row(f
 def test_workers_that_never_start_end_the_run() -> None:
     with pytest.raises(PoolError, match="exit code 3"):
         scored(["a", "b", "c"], factory=Dying())
+
+
+def test_what_keeps_a_worker_from_being_started_is_told() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with WorkerPool(Obey(), 64, LONG) as pool:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, hard))
+        try:
+            with pytest.raises(PoolError, match=r"Too many open files; .*ulimit .* 64 workers \(--workers\)"):
+                list(pool.outcomes(["a"]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_outcomes_that_cannot_be_sent_end_the_run() -> None:

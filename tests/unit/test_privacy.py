@@ -30,6 +30,11 @@ def test_any_name_has_a_pseudonym_of_its_own(tmp_path: Path) -> None:
     assert len({name_of(name) for name in names} | {other(name) for name in names}) == 8
 
 
+def test_what_never_ends_is_no_key() -> None:
+    with pytest.raises(KeyFileError, match=r"/dev/urandom: more than 1,048,576 bytes"):
+        pseudonymiser(Path("/dev/urandom"))
+
+
 def test_a_weak_or_missing_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("secret\n")
     with pytest.raises(KeyFileError, match=r"key: a key of 6 bytes.*openssl"):

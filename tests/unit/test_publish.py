@@ -372,3 +372,24 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     assert set(names(tmp_path)) == others
     remove_leftovers(tmp_path / "rows")
     assert set(names(tmp_path)) == others
+
+
+def test_an_error_of_something_else_is_not_told_as_the_file_s(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="of others") as raised, published(tmp_path / "rows"):
+        raise OSError(errno.ENOSPC, "of others")
+    assert raised.value.filename is None
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_synced_has_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def only_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "of a network file system")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    with published(tmp_path / "rows") as file:
+        file.write(b"all")
+    assert (tmp_path / "rows").read_bytes() == b"all"
