@@ -41,12 +41,14 @@ _Tensors = tuple[Tensor, ...] | list[Tensor]
 @dataclass(frozen=True)
 class Labelled:
     """Pictures, their class indices (N,), int64, and optionally the indices (N,) of groups to be learnt alike, each
-    of one class, and those of what else is to be learnt of them, (N, columns), -1 where it is not known."""
+    of one class, those of what else is to be learnt of them, (N, columns), -1 where it is not known, and those (N,) of
+    the people they show."""
 
     squares: Squares
     truth: Tensor
     groups: Tensor | None = None
     others: Tensor | None = None
+    people: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ def _result(training: _Training) -> tuple[str, Weights]:
         return functional.cross_entropy(scaled, val.truth, training.class_weights, reduction="none")
 
     before = losses(state.first_weights) if training.known else None
-    name = list(found)[choose(torch.stack([losses(weights) for weights in found.values()]), before)]
+    chosen = choose(torch.stack([losses(weights) for weights in found.values()]), before, val.people)
+    name = list(found)[chosen]
     return name, found[name]
 
 

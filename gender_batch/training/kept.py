@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
+import torch
 from torch import Tensor
 
 from gender_batch.training.state import State
@@ -26,19 +25,25 @@ def candidates(state: State, last: Weights, known: bool) -> dict[str, Weights]:
     return {"best epoch": best, "last epoch": last, "mean of the best and the last epoch": _mean(best, last)}
 
 
-def choose(losses: Tensor, before: Tensor | None) -> int:
+def choose(losses: Tensor, before: Tensor | None, people: Tensor | None = None) -> int:
     """Which of the candidates to take, by their losses on the same pictures, (candidates, N): that of the least mean.
 
     Where the features were known, `before` are the losses (N,) of the weights that the fine-tuning began with, and the
     first candidate is taken, unless the least mean is less than theirs by more than two standard errors of the
     difference. Of pictures such as the features know already, few cannot tell which of the two is better; of others
     much is learnt, and half of it would be given away.
+
+    `people` are the indices (N,) of whom the pictures show, None: each somebody else. The pictures of a person are no
+    independent ones: the standard error is that of a mean over clusters (Cochran 1977, "Sampling Techniques", sec. 6).
     """
     least = int(losses.mean(1).argmin())
     if before is None:
         return least
-    gain = before - losses[least]
-    return least if gain.mean() > 2 * gain.std(correction=0) / math.sqrt(len(gain)) else 0
+    gain = (before - losses[least]).double()
+    deviations = gain - gain.mean()
+    if people is not None:
+        deviations = torch.bincount(people, deviations)
+    return least if gain.mean() > 2 * deviations.square().sum().sqrt() / len(gain) else 0
 
 
 def _mean(these: Weights, those: Weights) -> Weights:

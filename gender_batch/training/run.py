@@ -242,7 +242,11 @@ def _train_on(data: Dataset, order: Order, folder: Path, machine: Machine, watch
         state = fit(
             network,
             Labelled(learnt, torch.from_numpy(true_classes(data.train)), groups, others),
-            Labelled(held_out.squares["val"], torch.from_numpy(true_classes(data.val))),
+            Labelled(
+                held_out.squares["val"],
+                torch.from_numpy(true_classes(data.val)),
+                people=torch.from_numpy(numbered(sample.group for sample in data.val)),
+            ),
             recipe,
             machine,
             folder / STATE,

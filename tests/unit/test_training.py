@@ -942,6 +942,18 @@ def test_of_known_features_what_is_better_than_before_by_luck_only_is_not_taken(
     assert choose(torch.tensor([[0.5], [0.4]]), torch.tensor([0.5])) == 1
 
 
+def test_many_pictures_of_few_people_are_no_more_evidence_than_the_people() -> None:
+    before = torch.zeros(400)
+    people = torch.arange(20).repeat_interleave(20)
+    gain = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    gain += 0.3 - gain.mean()  # a standard error is about 0.2 of 20 people, and 0.05 of 400 pictures
+    losses = torch.stack([before, before - gain[people]])
+    assert choose(losses, before) == 1
+    assert choose(losses, before, people) == 0
+    assert choose(losses, before, torch.arange(400)) == 1
+    assert choose(losses - 0.2, before, people) == 1
+
+
 def kept_of(folder: Path, answers: list[np.ndarray], epochs: int, known: torch.nn.Linear | None = None) -> State:
     """What is kept where weights, in the order in which they are first judged, give these logits of 200 pictures, the
     even ones of class 0."""
