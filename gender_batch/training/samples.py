@@ -102,12 +102,7 @@ def _found(root: Path, group_by: str | None, listed: Listed | None) -> Found:
 
 def _in_folders(root: Path) -> tuple[tuple[str, ...], list[tuple[str, str, str]]]:
     """The classes, and (name, class, split) of every file in them; the split is empty where no folder gives it."""
-    folders = [name for name in SPLITS if (root / name).is_dir()]
-    if folders and "train" not in folders:
-        raise DatasetError(
-            f"{root}: {', '.join(folders)} without train; put one folder per class into {root / 'train'}, or give the "
-            f"folder another name than {', '.join(SPLITS)}"
-        )
+    folders = _split_folders(root)
     if not folders:
         classes = _classes(root, besides=RUNS)
         return classes, [(name, label, "") for name, label in _in_classes(root, root, classes)]
@@ -121,6 +116,17 @@ def _in_folders(root: Path) -> tuple[tuple[str, ...], list[tuple[str, str, str]]
     return classes, [
         (name, label, split) for split in folders for name, label in _in_classes(root, root / split, classes)
     ]
+
+
+def _split_folders(root: Path) -> list[str]:
+    """Those of the folders train, val and test that are there. Raises DatasetError where train is not among them."""
+    folders = [name for name in SPLITS if (root / name).is_dir()]
+    if folders and "train" not in folders:
+        raise DatasetError(
+            f"{root}: {', '.join(folders)} without train; put what is to be trained on into {root / 'train'}, or give "
+            f"the folder another name than {', '.join(SPLITS)}"
+        )
+    return folders
 
 
 def _classes(folder: Path, besides: str = "") -> tuple[str, ...]:
@@ -176,7 +182,7 @@ def _listed(
     files = set(_files(root, root))
     rows = listed.rows_of(root, files, complete=True)
     # A test/ folder stays the test also where the file gives only the classes.
-    by_folder = "split" not in listed.columns and (root / "train").is_dir()
+    by_folder = "split" not in listed.columns and bool(_split_folders(root))
     found = []
     for name, row in rows.items():
         split = name.split("/")[0] if by_folder else ""

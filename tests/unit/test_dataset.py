@@ -573,13 +573,16 @@ def test_classes_without_a_picture_are_told(people: Path) -> None:
         load_dataset(people)
 
 
+@pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("splits", [["test"], ["val", "test"]])
-def test_splits_without_a_train_are_no_classes(people: Path, splits: list[str]) -> None:
+def test_splits_without_a_train_are_no_classes(people: Path, splits: list[str], listed: bool) -> None:
+    rows = [(name, name[0]) for name in pictures(people)]
     for name in splits:
         shutil.copytree(people / "a", people / name / "a")
-    told = f"{', '.join(splits)} without train; put one folder per class into {people / 'train'}, or"
+    file = write_labels(people / "labels.csv", ("path", "label"), rows) if listed else None
+    told = f"{', '.join(splits)} without train; put what is to be trained on into {people / 'train'}, or"
     with pytest.raises(DatasetError, match=re.escape(told)):
-        load_dataset(people)
+        load_dataset(people, labels_file=file)
 
 
 def test_a_file_named_as_a_split_is_none(people: Path) -> None:
