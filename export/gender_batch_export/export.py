@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,12 @@ from gender_batch.evaluation.groups import by_group
 from gender_batch.evaluation.metrics import Proportion, measure, numbered
 from gender_batch.model.metadata import ModelError
 from gender_batch.model.session import Model, NoProbabilitiesError
+from gender_batch.outputs.publish import locked, temporary_folder
 from gender_batch.training.network import Checkpoint
-from gender_batch.training.run import CHECKPOINT
+from gender_batch.training.run import CHECKPOINT, STATE
 from gender_batch_export.card import Variant, model_card
 from gender_batch_export.graph import write_graph
-from gender_batch_export.heldout import HeldOut, held_out
+from gender_batch_export.heldout import HeldOut, check_answers, held_out
 from gender_batch_export.parity import (
     LEAST_JUDGED,
     LIMITS,
@@ -60,11 +60,13 @@ class Refused:
 
 @dataclass(frozen=True)
 class Exported:
-    """What came of an export; the card tells of the written files."""
+    """What came of an export; the card tells of the written files. `gone` counts held-out pictures that could not be
+    read any more: it is not proved on these."""
 
     written: tuple[Written, ...]
     refused: tuple[Refused, ...]
     card: Path
+    gone: int
 
 
 @dataclass(frozen=True)
@@ -110,16 +112,17 @@ def export(run: Path, out: Path | None = None, precisions: Sequence[Precision] =
     """Write the model in each of the precisions that passes its gate, and one card beside `out` (RUN/model.onnx).
 
     float32 is always made and proved: the others are made of it. Raises ExportError if it fails, or if nothing that
-    was asked for passes; WeightsError, HeldOutError, ModelError, OSError. Then earlier files in these places are left
-    as they were.
+    was asked for passes; WeightsError, HeldOutError, ModelError, LockedError, OSError. Then earlier files in these
+    places are left as they were.
     """
     if not (run / CHECKPOINT).is_file():
         raise ExportError(f"{run}: no {CHECKPOINT} in it; name the folder of a finished `gender-batch train`")
     checkpoint = Checkpoint.load(run / CHECKPOINT)
-    pictures = held_out(run, checkpoint.labels, checkpoint.preprocessing)
+    if (run / STATE).exists():
+        raise ExportError(f"{run}: its training is not finished; `gender-batch train ... --out {run} --resume` goes on")
+    pictures = held_out(run, checkpoint.labels, checkpoint.preprocessing, checkpoint.training.get("pictures"))
     out = out or run / MODEL
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp") as name:
-        folder = Path(name)
+    with locked(out), temporary_folder(out) as folder:
         float32 = _float32(checkpoint, folder, pictures)
         candidates, refused = [float32], []
         lower = [precision for precision in dict.fromkeys(precisions) if precision is not Precision.FP32]
@@ -144,15 +147,21 @@ def export(run: Path, out: Path | None = None, precisions: Sequence[Precision] =
         card = out.with_suffix(".md")
         os.replace(folder / "card", card)
     return Exported(
-        tuple(Written(item.precision, place(out, item.precision), str(item)) for item in wanted), tuple(refused), card
+        tuple(Written(item.precision, place(out, item.precision), str(item)) for item in wanted),
+        tuple(refused),
+        card,
+        pictures.gone,
     )
 
 
 def _float32(checkpoint: Checkpoint, folder: Path, pictures: HeldOut) -> _Candidate:
     file = folder / f"{Precision.FP32}.onnx"
+    paths = [picture.path for picture in pictures.proof]
+    expected = torch_probabilities(checkpoint, paths)
+    check_answers(expected, pictures.proof)
     write_graph(checkpoint, file)
     try:
-        parity = compare(checkpoint, file, [picture.path for picture in pictures.proof])
+        parity = compare(expected, file, paths)
     except ModelError as error:
         raise ExportError(f"the checkpoint cannot be served: {error}; it is not written") from None
     if not parity.passed:
@@ -170,10 +179,12 @@ def _gate(checkpoint: Checkpoint, pictures: HeldOut) -> _Gate | str:
         )
     paths = [picture.path for picture in pictures.gate]
     spec = checkpoint.preprocessing
+    expected = torch_probabilities(checkpoint, paths)
+    check_answers(expected, pictures.gate)
     return _Gate(
         paths,
         [picture.label for picture in pictures.gate],
-        torch_probabilities(checkpoint, paths),
+        expected,
         np.stack([spec.apply(spec.read(picture.path).image) for picture in pictures.calibration]),
     )
 
@@ -222,6 +233,7 @@ def _measure(
         probabilities = served_probabilities(model, paths)
         answers = probabilities.argmax(1)
         if candidate.precision is Precision.FP32:
+            check_answers(probabilities, pictures.figures)
             float32 = answers
         right = (answers == truth).tolist()
         variants.append(

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
 from gender_batch.training.findings import HELD_OUT
@@ -24,6 +27,10 @@ CALIBRATED = 256
 JUDGED = 2000
 """Most pictures for a gate, and most for the figures of a card: 0.3 points of accuracy are six of them."""
 
+LARGEST_CHANGE = 0.05
+"""Of a probability since the training, for the same picture. On the same machine there is none; another version of a
+decoder may round a few pixels otherwise."""
+
 Item = TypeVar("Item")
 
 
@@ -34,12 +41,13 @@ class HeldOutError(Exception):
 @dataclass(frozen=True)
 class Picture:
     """One labelled picture. `label` is its class's index, `group` the person on it; `attributes` are what else is known
-    of it: {"age": "20-29"}."""
+    of it: {"age": "20-29"}; `answer` are the probabilities (classes,) that the checkpoint gave it after training."""
 
     path: str
     label: int
     group: str
     attributes: Mapping[str, str]
+    answer: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class HeldOut:
 
     `proof` is of validation and test, for float32. `calibration` and `gate` are of validation, and no picture is in
     both. `figures` are of `split`: the test, on which nothing is chosen, or the validation where there is no test.
+    `gone` counts those that would have been among them, and cannot be read any more.
     """
 
     proof: tuple[Picture, ...]
@@ -55,26 +64,42 @@ class HeldOut:
     gate: tuple[Picture, ...]
     figures: tuple[Picture, ...]
     split: str
+    gone: int = 0
 
 
-def held_out(run: Path, labels: Sequence[str], preprocessing: Preprocessing) -> HeldOut:
-    """The parts of the run's held-out pictures that are still there and readable.
+def held_out(
+    run: Path, labels: Sequence[str], preprocessing: Preprocessing, counts: Mapping[str, int] | None = None
+) -> HeldOut:
+    """The parts of the run's held-out pictures that are still there and readable. `counts` are how many the training
+    held out, by split.
 
-    Raises HeldOutError where none is left to prove the export on, or to tell the card's figures from; OSError.
+    Raises HeldOutError where the run lists another number, or none is left to prove the export on, or to tell the
+    card's figures from; OSError.
     """
     root = _root(run)
     splits = _read(run, root, labels)
+    for split, listed in splits.items():
+        if counts is not None and len(listed) != counts.get(split):
+            raise HeldOutError(
+                f"{run / HELD_OUT}: lists {len(listed)} pictures of {split}, and the training had "
+                f"{counts.get(split)}: it is cut short, or another run's; bring it back from a copy, or train again"
+            )
     val, test = splits["val"], splits["test"]
     calibration = spread(val, min(CALIBRATED, len(val) // 2))
     chosen = {picture.path for picture in calibration}
     others = [picture for picture in val if picture.path not in chosen]
-    found = HeldOut(
-        proof=_readable(spread([*val, *test], PROVED), preprocessing),
-        calibration=_readable(calibration, preprocessing),
-        gate=_readable(spread(others, JUDGED), preprocessing),
-        figures=_readable(spread(test or val, JUDGED), preprocessing),
-        split="test" if test else "val",
-    )
+    parts = {
+        "proof": spread([*val, *test], PROVED),
+        "calibration": calibration,
+        "gate": spread(others, JUDGED),
+        "figures": spread(test or val, JUDGED),
+    }
+    asked = {picture.path for pictures in parts.values() for picture in pictures}
+    gone = {path for path in asked if not _is_readable(path, preprocessing)}
+    readable = {
+        name: tuple(picture for picture in pictures if picture.path not in gone) for name, pictures in parts.items()
+    }
+    found = HeldOut(**readable, split="test" if test else "val", gone=len(gone))
     for pictures, which, use in (
         (found.proof, "held-out", "the export is proved on them"),
         (found.figures, "test" if test else "validation", "the card's figures are of them"),
@@ -85,6 +110,20 @@ def held_out(run: Path, labels: Sequence[str], preprocessing: Preprocessing) -> 
                 "so bring the folder back to where it was trained from"
             )
     return found
+
+
+def check_answers(answers: NDArray[np.float32], pictures: Sequence[Picture]) -> None:
+    """Whether the checkpoint's probabilities (N, classes) are those that the training wrote down. Raises HeldOutError
+    where they are not: then it is another checkpoint, or another picture, and no figure would tell."""
+    apart = np.abs(answers - np.array([picture.answer for picture in pictures])).max(1)
+    changed = ~(apart <= LARGEST_CHANGE)  # so that a NaN counts
+    if changed.any():
+        raise HeldOutError(
+            f"{pictures[int(changed.argmax())].path}: the checkpoint gives it another answer than {HELD_OUT} says "
+            f"it did after the training, as {int(changed.sum())} of {len(pictures)} held-out pictures (up to "
+            f"{float(np.max(apart)):.2g} apart). Checkpoint, {HELD_OUT} and pictures must be of one training, and "
+            "unchanged since; bring them back from a copy, or train again"
+        )
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
@@ -112,7 +151,8 @@ def _read(run: Path, root: Path, labels: Sequence[str]) -> dict[str, list[Pictur
             if None in row.values():
                 raise ValueError(f"line {reader.line_num} is cut short")
             known = {name: row[name] for name in attributes}
-            picture = Picture(str(root / row["path"]), labels.index(row["label"]), row["group"], known)
+            answer = tuple(float(row[f"p_{label}"]) for label in labels)
+            picture = Picture(str(root / row["path"]), labels.index(row["label"]), row["group"], known, answer)
             splits[row["split"]].append(picture)
     return splits
 
@@ -126,12 +166,9 @@ def _damage_told(path: Path) -> Iterator[None]:
         raise HeldOutError(f"{path}: damaged ({error!r}); bring it back from a copy, or train again") from None
 
 
-def _readable(pictures: Sequence[Picture], preprocessing: Preprocessing) -> tuple[Picture, ...]:
-    readable = []
-    for picture in pictures:
-        try:
-            preprocessing.read(picture.path)
-        except PictureError:
-            continue
-        readable.append(picture)
-    return tuple(readable)
+def _is_readable(path: str, preprocessing: Preprocessing) -> bool:
+    try:
+        preprocessing.read(path)
+    except PictureError:
+        return False
+    return True

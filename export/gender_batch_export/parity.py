@@ -72,12 +72,12 @@ class Parity:
         )
 
 
-def compare(checkpoint: Checkpoint, file: Path, pictures: Sequence[str]) -> Parity:
-    """Both ways' probabilities of the same picture files, each along its own whole path.
+def compare(expected: NDArray[np.float32], file: Path, pictures: Sequence[str]) -> Parity:
+    """The checkpoint's probabilities (N, classes) of picture files and those of a model file, which goes its own whole
+    way from the same files.
 
     Raises PictureError for a picture that cannot be read, ModelError for a file that cannot be served.
     """
-    expected = torch_probabilities(checkpoint, pictures)
     model = Model(file, "cpu")
     preprocessing = model.metadata.preprocessing
     pixels = np.stack([preprocessing.apply(preprocessing.read(path).image) for path in pictures])

@@ -49,6 +49,7 @@ def export(run: Path | None, out: Path | None, precisions: tuple[str, ...]) -> N
             from gender_batch_export.precision import Precision
 
             from gender_batch.model.metadata import ModelError
+            from gender_batch.outputs.publish import LockedError
             from gender_batch.pictures.read import PictureError
             from gender_batch.training.network import WeightsError
 
@@ -59,12 +60,18 @@ def export(run: Path | None, out: Path | None, precisions: tuple[str, ...]) -> N
             fail(str(error))
         except PictureError as error:
             fail(f"{folder}: a held-out picture changed while it was used ({error}); start again")
+        except LockedError as error:
+            fail(str(error), Exit.LOCKED)
         except OSError as error:  # of a full disk it does not say which file
-            fail(f"{error.filename or out or folder / MODEL}: {error.strerror or error}")
+            place = out or folder / MODEL
+            remedy = f"{folder} must be readable, and where the file goes writable, with room; --out names another"
+            fail(f"{error.filename or place}: {error.strerror or error}; {remedy}")
     with telling():
         for item in result.written:
             click.echo(f"{item.precision}: {item.proof}")
             click.echo(f"{item.file} ({item.file.stat().st_size / 1e6:.1f} MB), card in {result.card}")
+    if result.gone:
+        note(f"note: {result.gone} held-out pictures cannot be read any more; proof and figures are of the others")
     for refusal in result.refused:
         left = f"; {refusal.earlier} is of an earlier export and left as it was" if refusal.earlier else ""
         note(f"gender-batch: {refusal.precision}: {refusal.reason}{left}")

@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -80,13 +81,27 @@ def _naming(path: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path`, for the files that are going to be renamed to it and to others beside it. It is removed
+    in the end; and so is first what runs that were killed have left, so only for who holds the lock of `path`.
+    Raises OSError."""
+    remove_leftovers(path)
+    with tempfile.TemporaryDirectory(prefix=_hidden(path, "."), suffix=_TEMPORARY, dir=path.parent) as name:
+        yield Path(name)
+
+
 def remove_leftovers(target: Path) -> None:
-    """Remove temporary files of runs that were killed. Only for who holds the lock of `target`. Raises OSError."""
+    """Remove temporary files and folders of runs that were killed. Only for who holds the lock of `target`.
+    Raises OSError."""
     # mkstemp puts no dot there: one more is a `rows.csv`, which another run may be writing beside our `rows`.
     leftover = re.compile(f"{re.escape(_hidden(target, '.'))}[^.]*{re.escape(_TEMPORARY)}")
     for path in target.parent.iterdir():
         if leftover.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def journal_of(target: Path) -> Path:

@@ -11,11 +11,14 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from installed import COMMAND, gender_batch, in_this_process, read_csv
 from PIL import Image
+
+from gender_batch.outputs.publish import locked
 
 pytest.importorskip("torch")
 
@@ -207,21 +210,88 @@ def test_evaluate_leaves_the_figures_of_a_training(run: Path, model: Path, label
     assert (run / "metrics.json").read_bytes() == before
 
 
-def test_an_export_that_fails_its_gate_leaves_no_file(run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "damaged"
-    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("model.*", "served.csv"))
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run, not exported yet."""
+    return shutil.copytree(run, tmp_path / "copied", ignore=shutil.ignore_patterns("model.*", "served.csv"))
+
+
+def test_an_export_that_fails_its_gate_leaves_no_file(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gender_batch_export import export
+
+    write_graph = export.write_graph
+    monkeypatch.setattr(
+        export, "write_graph", lambda checkpoint, file: write_graph(replace(checkpoint, temperature=9.0), file)
+    )
+    before = {path.name for path in copied.iterdir()}
+    result = in_this_process("export", copied)
+    assert result.returncode == 1
+    assert b"the file does not give the checkpoint's answers" in result.stderr
+    assert {path.name for path in copied.iterdir()} == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.0])
+def test_a_checkpoint_that_is_damaged_where_nothing_else_tells_is_not_exported(copied: Path, value: float) -> None:
     from safetensors import safe_open
 
-    with safe_open(copy / "checkpoint.safetensors", "pt") as file:
+    with safe_open(copied / "checkpoint.safetensors", "pt") as file:
         metadata = file.metadata()
-    state = load_file(copy / "checkpoint.safetensors")
-    state["backbone.classifier.1.bias"][0] = float("nan")
-    save_file(state, copy / "checkpoint.safetensors", metadata)
-    before = {path.name for path in copy.iterdir()}
-    result = in_this_process("export", copy)
+    state = load_file(copied / "checkpoint.safetensors")
+    state["backbone.features.2.conv.0.0.weight"][:] = value
+    save_file(state, copied / "checkpoint.safetensors", metadata)
+    result = in_this_process("export", copied)
     assert result.returncode == 1
-    assert b"not written" in result.stderr
-    assert {path.name for path in copy.iterdir()} == before
+    assert b"the checkpoint gives it another answer than heldout.csv says it did after the training" in result.stderr
+    assert not list(copied.glob("model.*"))
+
+
+def test_pictures_that_changed_since_the_training_prove_nothing(copied: Path, labelled: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(labelled, tmp_path / "data")
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "pictures_in": str(data)}))
+    with (copied / "heldout.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    surest = max(rows, key=lambda row: abs(float(row["p_female"]) - 0.5))
+    unsure = min(rows, key=lambda row: abs(float(row["p_female"]) - 0.5))
+    shutil.copyfile(data / unsure["path"], data / surest["path"])
+    result = in_this_process("export", copied)
+    assert result.returncode == 1
+    assert result.stderr.decode().startswith(f"gender-batch: {data / surest['path']}: the checkpoint gives it another")
+    assert not list(copied.glob("model.*"))
+
+    (data / surest["path"]).unlink()
+    result = in_this_process("export", copied)
+    assert result.returncode == 0, result.stderr
+    assert b"note: 1 held-out pictures cannot be read any more" in result.stderr
+
+
+def test_a_list_of_held_out_pictures_that_is_cut_short_is_told(copied: Path) -> None:
+    with (copied / "heldout.csv").open() as file:
+        lines = file.readlines()
+    (copied / "heldout.csv").write_text("".join(lines[:-1]))
+    result = in_this_process("export", copied)
+    assert result.returncode == 1
+    assert b"heldout.csv: lists " in result.stderr
+    assert b"cut short, or another run's" in result.stderr
+
+
+def test_an_unfinished_training_is_not_exported(copied: Path) -> None:
+    (copied / "state.pt").touch()
+    result = in_this_process("export", copied)
+    assert result.returncode == 1
+    assert b"its training is not finished" in result.stderr
+
+
+def test_what_a_killed_export_left_is_removed_unless_another_one_runs(copied: Path) -> None:
+    left = copied / ".model.onnx.abc_1234.tmp"
+    left.mkdir()
+    (left / "fp32.onnx").touch()
+    with locked(copied / "model.onnx"):
+        result = in_this_process("export", copied)
+    assert result.returncode == 5
+    assert left.exists()
+    assert in_this_process("export", copied).returncode == 0
+    assert not list(copied.glob(".model*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -247,7 +317,8 @@ def test_a_full_disk_is_told_with_the_file(run: Path, tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert result.returncode == 1
-    assert result.stderr.decode() == f"gender-batch: {tmp_path / 'mine.onnx'}: File too large\n"
+    assert result.stderr.decode().startswith(f"gender-batch: {tmp_path / 'mine.onnx'}: File too large; ")
+    assert result.stderr.decode().endswith("; --out names another\n")
     assert not list(tmp_path.iterdir())
 
 
@@ -260,7 +331,8 @@ def test_a_picture_that_goes_while_the_export_proves_is_told(
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model.*", "served.csv"))
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "pictures_in": str(data)}))
-    monkeypatch.setattr(export, "write_graph", lambda *_: shutil.rmtree(data))
+    write_graph = export.write_graph
+    monkeypatch.setattr(export, "write_graph", lambda *given: (write_graph(*given), shutil.rmtree(data)))
     result = in_this_process("export", copy)
     assert result.returncode == 1
     assert result.stderr.decode().startswith(f"gender-batch: {copy}: a held-out picture changed while it was used (")
@@ -268,15 +340,15 @@ def test_a_picture_that_goes_while_the_export_proves_is_told(
 
 
 def test_the_gate_notices_another_checkpoint(run: Path, model: Path, faces: list[Path]) -> None:
-    from gender_batch_export.parity import compare
+    from gender_batch_export.parity import compare, torch_probabilities
 
     from gender_batch.training.network import Checkpoint
 
     checkpoint = Checkpoint.load(run / "checkpoint.safetensors")
     pictures = [str(path) for path in faces[:9]]
-    assert compare(checkpoint, model, pictures).passed
+    assert compare(torch_probabilities(checkpoint, pictures), model, pictures).passed
     checkpoint.network.head[1].weight.data *= 1.05
-    assert not compare(checkpoint, model, pictures).passed
+    assert not compare(torch_probabilities(checkpoint, pictures), model, pictures).passed
 
 
 def test_export_without_a_run_takes_the_newest(run: Path, tmp_path: Path) -> None:

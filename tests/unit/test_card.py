@@ -71,7 +71,9 @@ def variant(precision: str, file: str | None, answers: list[int]) -> Variant:
 
 
 def card(split: str = "test", metadata: Metadata = METADATA, people: int = 8) -> str:
-    pictures = tuple(Picture(f"{number}.jpg", label, f"{number % people}", {}) for number, label in enumerate(TRUTH))
+    pictures = tuple(
+        Picture(f"{number}.jpg", label, f"{number % people}", {}, ()) for number, label in enumerate(TRUTH)
+    )
     held = HeldOut(proof=pictures, calibration=pictures[:3], gate=pictures[3:], figures=pictures, split=split)
     variants = [variant("fp32", None, TRUTH), variant("int8", "m.int8.onnx", [0, 0, 0, 1, 1, 1, 0, 0])]
     return model_card(metadata, variants, held, "m")
@@ -141,7 +143,7 @@ def test_what_others_wrote_is_shown_and_is_no_mark() -> None:
     told = measure(np.array([[0.9, 0.1], [0.4, 0.6]]), [0, 1], labels, 0.7)
     groups = by_group([{"who|": "*x*\r", "no": ""}, {"who|": "\ud800&", "no": "\u202e"}], list(labels), [True, False])
     one = replace(variant("fp32", "m\udce9.onnx", TRUTH), metrics=told, groups=groups)
-    pictures = tuple(Picture(f"{label}.jpg", label, str(label), {}) for label in (0, 1))
+    pictures = tuple(Picture(f"{label}.jpg", label, str(label), {}, ()) for label in (0, 1))
     held = HeldOut(proof=pictures, calibration=(), gate=(), figures=pictures, split="test")
     training = {**METADATA.training, "groups": "(`.*`)", "auxiliary_columns": ["<i>"]}
     figures = {"test": told.to_dict(), "val": None}
