@@ -57,7 +57,7 @@ def evaluate(
     from gender_batch.scoring.pool import PoolError
     from gender_batch.scoring.run import Faces, Options, Scorer
 
-    if out and (out / "checkpoint.safetensors").exists():
+    if out and any((out.resolve() / name).exists() for name in ("checkpoint.safetensors", "config.json")):
         fail(f"{out}: holds a training, whose metrics.json must stay; name another folder with --out", Exit.USAGE)
     options = Options(model, device, workers, faces=Faces(faces, detector, whole=no_face == "whole"))
     try:
@@ -77,9 +77,10 @@ def evaluate(
 
     try:
         if out:
-            _write(result, out, scorer.metadata.preprocessing)
+            with stopping_on_signals(f"The report in {out} is not complete."):
+                _write(result, out, scorer.metadata.preprocessing)
     except OSError as error:
-        fail(f"{error.filename or out}: {error.strerror}")
+        fail(f"{error.filename or out}: {error.strerror}; the report is not complete: name another folder with --out")
     finally:
         # Afterwards: who reads standard output may have had enough before the last line.
         with telling():

@@ -190,6 +190,7 @@ def train(
             from gender_batch.training.order import IMAGE_SIZES, Order, suited
             from gender_batch.training.recipe import Machine, Recipe
             from gender_batch.training.samples import DatasetError
+            from gender_batch.training.state import DamagedStateError
         from gender_batch.cli.progress import TrainingProgress
         from gender_batch.outputs.publish import LockedError
 
@@ -233,7 +234,7 @@ def train(
             fail(str(error), Exit.USAGE)
         except LockedError as error:
             fail(str(error), Exit.LOCKED)
-        except (DatasetError, WeightsError, FloatingPointError) as error:
+        except (DatasetError, WeightsError, DamagedStateError, FloatingPointError) as error:
             fail(str(error))
     with telling():
         if folds:

@@ -83,7 +83,7 @@ def read_list(path: Path) -> Listed:
         # A spreadsheet's byte order mark is skipped; a file name need not be UTF-8.
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
             reader = csv.DictReader(lines, strict=True)
-            columns = tuple(name.strip() for name in reader.fieldnames or ())
+            columns = tuple(_column(name) for name in reader.fieldnames or ())
             _check_columns(path, columns)
             reader.fieldnames = columns
             for values in reader:
@@ -108,6 +108,12 @@ def read_list(path: Path) -> Listed:
     if not rows:
         raise ListError(f"{path}: lists no picture; it needs a line for each")
     return Listed(path, columns, rows)
+
+
+def _column(written: str) -> str:
+    """A role may be written in capitals: `Group`, taken for an attribute, would tell nobody apart."""
+    name = written.strip()
+    return name.lower() if name.lower() in ROLES else name
 
 
 def _check_columns(path: Path, columns: tuple[str, ...]) -> None:

@@ -178,7 +178,11 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - the unpickler and zipfile raise anything on a foreign file
-        raise WeightsError(f"{path}: cannot be read as a state dict ({type(error).__name__}: {error})") from None
+        # torch's words are many, and advise to unpickle it.
+        raise WeightsError(
+            f"{path}: cannot be read as a state dict ({type(error).__name__}); name a .pth that torch.save wrote of "
+            "model.state_dict(), a .safetensors file, or a checkpoint of `gender-batch train`"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: holds no plain state dict; save model.state_dict()")
     return state

@@ -24,7 +24,7 @@ from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError
 from gender_batch.training.crops import Crops, with_a_face
 from gender_batch.training.dataset import Dataset, check_known, folds, load_dataset
-from gender_batch.training.findings import write_findings
+from gender_batch.training.findings import METRICS, write_findings
 from gender_batch.training.fit import Labelled, fit
 from gender_batch.training.judge import HeldOut, judge, squares_of, true_classes
 from gender_batch.training.network import Checkpoint, Network, load_initial_weights
@@ -107,7 +107,7 @@ def train(order: Order, folder: Path, machine: Machine, watcher: Watcher, resume
     """Train as ordered and leave everything in `folder`.
 
     With `resume` an interrupted run of the same order goes on after its last finished epoch.
-    Raises RunError, LockedError, DatasetError, WeightsError, FloatingPointError, OSError.
+    Raises RunError, LockedError, DatasetError, WeightsError, DamagedStateError, FloatingPointError, OSError.
     """
     with _alone(folder, order.data):
         _prepare(folder, order, resume)
@@ -146,6 +146,10 @@ def cross_validate(
     with _alone(folder, order.data):
         if resume and not folder.exists():
             raise RunError(f"{folder}: no run to resume; leave --resume out")
+        if (folder / FOLDS).exists():
+            for state in folder.glob(f"fold-*/{STATE}"):  # of a validation that was killed in its last moment
+                state.unlink()
+            raise RunError(f"{folder}: holds a finished cross-validation; name another folder with --out")
         for part in sorted(folder.glob("fold-*")):  # before the pictures are read, which takes its time
             _check(part, order, resume and (part / STATE).exists())
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -164,7 +168,8 @@ def cross_validate(
             "pictures": len(validated.answers),
             "groups": validated.people,
         }
-        (folder / FOLDS).write_text(json.dumps(content, indent=2) + "\n")
+        with published(folder / FOLDS) as file:  # from here on it is finished
+            file.write((json.dumps(content, indent=2) + "\n").encode())
         for result in results:
             (result.folder / STATE).unlink(missing_ok=True)
         return validated
@@ -323,6 +328,8 @@ def check_place(folder: Path, resume: bool) -> None:
         raise RunError(f"{folder}: holds a finished run; name another folder with --out")
     if not resume and config.exists() and PICTURES not in config.read_text(errors="replace"):
         raise RunError(f"{config}: is no training's, and would be overwritten; name another folder with --out")
+    if not config.exists() and (folder / METRICS).exists():
+        raise RunError(f"{folder}: holds a report of `evaluate`, which must stay; name another folder with --out")
     if resume and not config.exists():
         raise RunError(f"{folder}: no run to resume; leave --resume out")
 
@@ -331,7 +338,12 @@ def _check(folder: Path, order: Order, resume: bool) -> None:
     """Raises RunError where the run must not go on, or begin, in the folder."""
     check_place(folder, resume)
     if resume:
-        before = json.loads((folder / CONFIG).read_text())
+        try:
+            before = dict(json.loads((folder / CONFIG).read_text()))
+        except (ValueError, TypeError) as error:
+            raise RunError(
+                f"{folder / CONFIG}: damaged ({error}), so that the run cannot go on; start again with another --out"
+            ) from None
         changed = [name for name, value in order.to_dict().items() if before.get(name) != value]
         if changed:
             raise RunError(f"{folder}: was begun with another {', '.join(changed)}; --resume needs the same")

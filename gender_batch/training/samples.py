@@ -133,6 +133,14 @@ def _classes(folder: Path, besides: str = "") -> tuple[str, ...]:
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder; it must hold one folder of pictures per class")
     labels = tuple(name for name in _folders(folder) if name != besides)
+    for name in labels:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DatasetError(
+                f"{folder}: the name of the class folder {name!r} is not UTF-8, or the locale is not; rename it, or "
+                "set LC_ALL=C.UTF-8"
+            ) from None
     if len(labels) < 2:
         raise DatasetError(
             f"{folder}: {len(labels)} class folder(s) found ({', '.join(labels) or 'none'}); "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import zipfile
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +14,10 @@ import torch
 from torch import Tensor
 
 from gender_batch.outputs.publish import published
+
+
+class DamagedStateError(Exception):
+    """A training cannot go on from its state. The message names the file, the cause and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -84,5 +89,18 @@ class State:
 
     @classmethod
     def load(cls, path: Path) -> State:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return cls(**{**content, "history": [Epoch(**epoch) for epoch in content["history"]]})
+        """What `save` wrote. Raises DamagedStateError, OSError."""
+        try:
+            with zipfile.ZipFile(path) as archive:  # torch does not look at its checksums
+                if damaged := archive.testzip():
+                    raise ValueError(f"the checksum of {damaged} is wrong")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            return cls(**{**content, "history": [Epoch(**epoch) for epoch in content["history"]]})
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the unpickler and zipfile raise anything on a damaged file
+            what = " ".join(str(error).split())[:100]
+            raise DamagedStateError(
+                f"{path}: damaged ({type(error).__name__}: {what}), so that its training cannot go on; start again "
+                "with another --out, or bring the file back from a copy"
+            ) from None

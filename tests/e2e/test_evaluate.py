@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -58,8 +60,31 @@ def test_figures_are_told_where_the_report_cannot_be_written(data: Path, tmp_pat
     (tmp_path / "report" / "metrics.json").mkdir(parents=True)
     result = gender_batch("evaluate", data, "--faces", "never", "--out", tmp_path / "report")
     assert result.returncode == 1
-    assert result.stderr.decode().splitlines()[-1] == f"gender-batch: {tmp_path}/report/metrics.json: Is a directory"
+    told = f"gender-batch: {tmp_path}/report/metrics.json: Is a directory; the report is not complete: "
+    assert result.stderr.decode().splitlines()[-1].startswith(told)
     assert b"measured on                 2 pictures" in result.stdout
+
+
+@pytest.mark.parametrize("out", ["run", "run/sub/.."])
+def test_a_training_keeps_its_figures_finished_or_not(data: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    result = gender_batch("evaluate", data, "--faces", "never", "--out", out, cwd=tmp_path)
+    assert result.returncode == 2
+    assert b"holds a training" in result.stderr
+    assert os.listdir(tmp_path / "run") == ["config.json"]
+
+
+def test_a_report_that_is_stopped_says_so_after_the_figures(data: Path, tmp_path: Path) -> None:
+    arguments = [COMMAND, "evaluate", data, "--faces", "never", "--out", tmp_path / "report"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not (tmp_path / "report" / "metrics.json").exists():
+            time.sleep(0.001)
+        process.terminate()  # before the plots, for which matplotlib must be imported
+        told, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert b"measured on                 2 pictures" in told
+    assert f"stopped by SIGTERM. The report in {tmp_path}/report is not complete." in said.decode()
 
 
 def test_folders_without_a_picture_have_the_exit_code_of_classify(data: Path) -> None:

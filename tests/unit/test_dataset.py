@@ -585,6 +585,22 @@ def test_splits_without_a_train_are_no_classes(people: Path, splits: list[str], 
         load_dataset(people, labels_file=file)
 
 
+def test_roles_may_be_written_in_capitals(people: Path) -> None:
+    rows = [(name, "ba"[name[0] == "b"], f"{name[0]} all", "x") for name in pictures(people)]
+    file = write_labels(people / "labels.csv", ("Path", " LABEL", "Group", "Age"), rows)
+    with pytest.raises(DatasetError, match="pictures of a class are of one group"):
+        load_dataset(people, labels_file=file)
+    write_labels(file, ("path", "Group", "group"), [(name, "x", "y") for name in pictures(people)])
+    with pytest.raises(DatasetError, match="two columns are named 'group'"):
+        load_dataset(people, labels_file=file)
+
+
+def test_a_class_whose_name_no_file_of_text_can_hold_is_refused(people: Path) -> None:
+    (people / "b").rename(people / os.fsdecode(b"b\xe9"))
+    with pytest.raises(DatasetError, match=r"class folder 'b\\udce9' is not UTF-8"):
+        load_dataset(people)
+
+
 def test_a_file_named_as_a_split_is_none(people: Path) -> None:
     (people / "train").write_text("how they were trained")
     assert load_dataset(people).labels == ("a", "b")

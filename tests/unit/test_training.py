@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import click
@@ -50,7 +49,7 @@ from gender_batch.training.order import IMAGE_SIZES, Order, suited
 from gender_batch.training.predict import USUAL_TEMPERATURE, fit_temperature, predict_logits
 from gender_batch.training.recipe import Machine, Recipe
 from gender_batch.training.samples import DatasetError, Sample
-from gender_batch.training.state import State
+from gender_batch.training.state import DamagedStateError, State
 
 CPU = Machine(torch.device("cpu"), workers=0)
 
@@ -160,6 +159,47 @@ def test_folds_are_not_resumed_as_others(begun: Order, tmp_path: Path) -> None:
         run.cross_validate(begun, 2, folder, CPU, Told(), resume=True)
     assert len(run.cross_validate(begun, 3, folder, CPU, Told(), resume=True).results) == 3
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700  # names of pictures may be those of people
+    (folder / "fold-3" / run.STATE).touch()  # as a run leaves it that is killed in its last moment
+    with pytest.raises(run.RunError, match="finished cross-validation"):
+        run.cross_validate(begun, 3, folder, CPU, Refusing(), resume=True)
+    assert not list(folder.glob(f"*/{run.STATE}"))
+
+
+def damaged(content: bytes, how: str) -> bytes:
+    middle = len(content) // 2
+    if how == "one byte":
+        return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    return {"empty": b"", "cut": content[:middle], "other": b"[]"}[how]
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "other", "one byte"])
+def test_a_run_does_not_go_on_from_a_damaged_state(begun: Order, tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run.train(begun, folder, CPU, Interrupting(1))
+    state = folder / run.STATE
+    state.write_bytes(damaged(state.read_bytes(), how))
+    with pytest.raises(DamagedStateError, match=r"state\.pt: damaged \(.* start again"):
+        run.train(begun, folder, CPU, Told(), resume=True)
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "other"])
+def test_a_run_does_not_go_on_with_a_damaged_config(begun: Order, tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run.train(begun, folder, CPU, Interrupting(1))
+    config = folder / run.CONFIG
+    config.write_bytes(damaged(config.read_bytes(), how))
+    with pytest.raises(run.RunError, match=r"config\.json: damaged|another data"):
+        run.train(begun, folder, CPU, Refusing(), resume=True)
+
+
+def test_a_report_of_evaluate_is_not_overwritten(begun: Order, tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "metrics.json").write_text("{}")
+    with pytest.raises(run.RunError, match="report of `evaluate`"):
+        run.train(begun, tmp_path / "report", CPU, Refusing())
+    assert (tmp_path / "report" / "metrics.json").read_text() == "{}"
 
 
 def listed(data: Path) -> Path:
@@ -417,7 +457,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     torch.save({"features": Trap()}, tmp_path / "trap.pth")
     with pytest.raises(WeightsError):
         load_initial_weights(Network(2), str(tmp_path / "trap.pth"))
-    with pytest.raises(UnpicklingError):
+    with pytest.raises(DamagedStateError, match="UnpicklingError"):
         State.load(tmp_path / "trap.pth")
     assert not (tmp_path / "sprung").exists()
 
