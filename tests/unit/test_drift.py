@@ -277,8 +277,8 @@ def test_the_mean_of_few_pictures_is_as_doubtful_as_their_own_spread_makes_it() 
 
 def test_pictures_whose_answers_were_known_tell_of_the_confidence_as_those_that_were_scored() -> None:
     before, after = night(5000, 5000), night(5000, 5000, mean=0.9)
-    known = [dataclasses.replace(run, scored=0, reused=run.pictures) for run in (before, after)]
-    assert flagged(*known) == flagged(before, after) == ["confidence"]
+    one, other = (dataclasses.replace(run, scored=0, reused=run.pictures) for run in (before, after))
+    assert flagged(one, other) == flagged(before, after) == ["confidence"]
 
 
 def test_nights_of_nothing() -> None:

@@ -10,7 +10,8 @@ import resource
 import shutil
 import signal
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +41,7 @@ from gender_batch.pictures.read import PictureError
 from gender_batch.training import loading, run
 from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.dataset import Dataset
-from gender_batch.training.fit import AVERAGED_EPOCHS, Labelled, _moving_average, fit, schedule
+from gender_batch.training.fit import AVERAGED_EPOCHS, REPORT_EVERY, Labelled, _moving_average, fit, schedule
 from gender_batch.training.judge import FACE_SCALES, Findings, HeldOut, judge
 from gender_batch.training.kept import candidates, choose
 from gender_batch.training.loading import Squares, batches
@@ -667,6 +668,18 @@ def test_the_adaptation_may_end_early_and_the_fine_tuning_goes_to_its_end(tmp_pa
     assert math.ldexp(1, -1074) > 0  # the smallest number is one again
 
 
+def test_numbers_too_small_to_compute_with_quickly_are_nothing_while_it_learns(tmp_path: Path) -> None:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor computes with them all the same")
+    torch.set_flush_denormal(False)
+    tiny, found = torch.full((1000,), 1e-40), []
+    recipe = Recipe(image_size=32, adapt_epochs=1, fine_epochs=0, batch_size=8)
+    mine = replace(recipe, augmentation=Looking(look=lambda _: found.append(float((tiny * 0.5).max()))))
+    fit(Network(2), *labelled_squares(tmp_path, recipe), mine, CPU, tmp_path / "state.pt", Told())
+    assert found == [0.0]
+    assert float((tiny * 0.5).max()) > 0
+
+
 @dataclass(frozen=True)
 class Looking(Augmentation):
     """Looks at each batch that it is given, before anything is learnt of it."""
@@ -749,6 +762,16 @@ def test_the_adaptation_teaches_the_heads_alone(tmp_path: Path) -> None:
     assert changed == {name for name in first if name.endswith(("1.weight", "1.bias")) and "features" not in name}
 
 
+def test_the_adaptation_learns_at_its_whole_rate_from_the_first_step(tmp_path: Path) -> None:
+    """The first step of Adam moves every number by the rate."""
+    recipe = Recipe(image_size=32, adapt_epochs=1, fine_epochs=0, batch_size=8, lr_adapt=0.02)
+    network = undecided()
+    before = network.linear.bias.detach().clone()
+    state = fit(network, *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Told())
+    (after,) = (tensor for name, tensor in state.weights.items() if name.endswith("classifier.1.bias"))
+    assert (after - before).abs().tolist() == pytest.approx([0.02, 0.02], rel=0.05)
+
+
 def undecided() -> Network:
     """To which every picture is of class 0 with a probability of three quarters."""
     network = Network(2)
@@ -804,6 +827,23 @@ def test_the_figures_of_an_epoch_are_means_over_its_pictures(
     assert told[-1] == ("adaptation", 1, 2, 2, epoch.train_loss)
 
 
+def test_now_and_then_and_at_the_end_of_an_epoch_it_is_told_how_far_it_has_come(tmp_path: Path) -> None:
+    recipe = Recipe(image_size=32, adapt_epochs=2, fine_epochs=0, batch_size=1)
+    told: list[tuple[str, int, int, int]] = []
+
+    class Hearing(Told):
+        def batch(self, *said: Any) -> None:
+            told.append(said[:4])
+
+    train, val = labelled_squares(tmp_path, recipe)
+    steps = 2 * REPORT_EVERY + 3
+    paths, truth = [train.squares.paths[step % 8] for step in range(steps)], torch.arange(steps) % 2
+    train = Labelled(Squares(paths, recipe.source, tmp_path), truth)
+    fit(Network(2), train, val, recipe, CPU, tmp_path / "state.pt", Hearing())
+    done = [1, 1 + REPORT_EVERY, 1 + 2 * REPORT_EVERY, steps]
+    assert told == [("adaptation", epoch, step, steps) for epoch in (1, 2) for step in done]
+
+
 def test_the_rate_and_the_average_go_over_all_epochs(tmp_path: Path) -> None:
     recipe = Recipe(image_size=32, adapt_epochs=0, fine_epochs=3, batch_size=2)  # of seven: three steps an epoch
     network, names = Network(2), ("backbone.features.18.0.weight", "backbone.features.0.1.running_mean")
@@ -837,6 +877,78 @@ def test_the_rate_and_the_average_go_over_all_epochs(tmp_path: Path) -> None:
     best = min(epoch.val_loss for epoch in state.history)
     assert float(torch.nn.functional.cross_entropy(answers, val.truth)) == pytest.approx(best, rel=1e-5)
     assert state.best_loss == best
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_what_is_judged_after_an_epoch_is_the_average_unless_none_is_wanted(tmp_path: Path, average: bool) -> None:
+    recipe = Recipe(image_size=32, adapt_epochs=0, fine_epochs=1, batch_size=2, lr_fine=0.03, average=average)
+    torch.manual_seed(0)
+    network, (train, val) = Network(2), labelled_squares(tmp_path, recipe)
+    state = fit(network, train, val, recipe, CPU, tmp_path / "state.pt", Told())
+    averaged = {name.removeprefix("module."): tensor for name, tensor in state.average.items() if "." in name}
+    losses = []
+    for weights in (state.weights, averaged):
+        network.load_state_dict(weights)
+        answers = torch.from_numpy(predict_logits(network, val.squares, CPU))
+        losses.append(float(torch.nn.functional.cross_entropy(answers, val.truth)))
+    assert losses[average] == pytest.approx(state.history[0].val_loss, rel=1e-5)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
+def test_the_seconds_of_an_epoch_are_those_of_learning_waiting_and_validating(tmp_path: Path) -> None:
+    class Slow(Squares):
+        def __getitem__(self, indices: Sequence[int]) -> torch.Tensor:
+            time.sleep(0.05)
+            return super().__getitem__(indices)
+
+    recipe = Recipe(image_size=32, adapt_epochs=1, fine_epochs=0, batch_size=4)
+    train, val = (
+        replace(split, squares=Slow(split.squares.paths, split.squares.preprocessing, tmp_path))
+        for split in labelled_squares(tmp_path, recipe)
+    )
+    (epoch,) = fit(Network(2), train, val, recipe, CPU, tmp_path / "state.pt", Told()).history
+    learning = 8 / epoch.pictures_per_second
+    assert epoch.waiting * learning > 0.099  # for two batches
+    assert epoch.seconds - learning > 0.049  # for those of the validation
+
+
+def test_fewer_pictures_than_a_batch_are_one(tmp_path: Path) -> None:
+    recipe, told = Recipe(image_size=32, adapt_epochs=1, fine_epochs=1, batch_size=9), []
+
+    class Hearing(Told):
+        def batch(self, *said: Any) -> None:
+            told.append(said[:4])
+
+    fit(Network(2), *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Hearing())
+    assert told == [("adaptation", 1, 1, 1), ("fine-tuning", 1, 1, 1)]
+
+
+def test_it_is_told_which_epoch_is_the_best_so_far(tmp_path: Path) -> None:
+    """Nothing is learnt: none after the first is better."""
+    told: list[tuple[int, bool]] = []
+
+    class Hearing(Told):
+        def epoch(self, *said: Any) -> None:
+            told.append((said[0].epoch, said[1]))
+
+    recipe = Recipe(image_size=32, adapt_epochs=3, fine_epochs=0, batch_size=4, lr_adapt=0.0)
+    fit(Network(2), *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Hearing())
+    assert told == [(1, True), (2, False), (3, False)]
+
+
+def test_another_seed_is_another_order_and_other_luck(tmp_path: Path) -> None:
+    orders, luck = [], []
+
+    def note(pictures: torch.Tensor) -> None:
+        orders.append(pictures[:, 0, 0, 0].tolist())
+        luck.append(float(torch.rand(())))
+
+    for number, seed in enumerate((0, 1, 0)):
+        recipe = Recipe(image_size=32, adapt_epochs=1, fine_epochs=0, batch_size=8, seed=seed)
+        mine = replace(recipe, augmentation=Looking(look=note))
+        fit(Network(2), *labelled_squares(tmp_path, recipe), mine, CPU, tmp_path / f"{number}.pt", Told())
+    for first, other, again in (orders, luck):
+        assert first == again != other
 
 
 def test_groups_and_other_columns_matter_as_much_as_is_asked_for(tmp_path: Path) -> None:
@@ -942,9 +1054,11 @@ def test_of_known_features_what_is_better_than_before_by_luck_only_is_not_taken(
     assert choose(torch.tensor([[0.5], [0.4]]), torch.tensor([0.5])) == 1
 
 
-def kept_of(folder: Path, answers: list[np.ndarray], epochs: int, known: torch.nn.Linear | None = None) -> State:
+def kept_of(
+    folder: Path, answers: list[np.ndarray], epochs: int, known: torch.nn.Linear | None = None, weighted: bool = False
+) -> State:
     """What is kept where weights, in the order in which they are first judged, give these logits of 200 pictures, the
-    even ones of class 0."""
+    even ones of class 0, of which three times as many are learnt; `weighted`: by that."""
     seen: list[torch.Tensor] = []
 
     def predicted(network: Network, *_: object) -> np.ndarray:
@@ -953,8 +1067,11 @@ def kept_of(folder: Path, answers: list[np.ndarray], epochs: int, known: torch.n
             seen.append(weights)
         return next(answer for answer, earlier in zip(answers, seen, strict=False) if torch.equal(weights, earlier))
 
-    recipe = Recipe(image_size=32, adapt_epochs=0, fine_epochs=epochs, batch_size=4, average=False)
+    recipe = Recipe(
+        image_size=32, adapt_epochs=0, fine_epochs=epochs, batch_size=4, average=False, class_weights=weighted
+    )
     train, val = labelled_squares(folder, recipe)
+    train = replace(train, truth=torch.tensor([0, 0, 0, 1] * 2))
     val = replace(val, truth=torch.tensor([0, 1] * 100))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gender_batch.training.fit.predict_logits", predicted)
@@ -971,6 +1088,15 @@ def test_each_candidate_is_judged_at_the_temperature_that_suits_it(tmp_path: Pat
     state = kept_of(tmp_path, [logits(40, 1), logits(10, 20), logits(100, 1)], epochs=2)
     assert state.history[0].val_loss < state.history[1].val_loss
     assert state.kept == "last epoch"
+
+
+@pytest.mark.parametrize(("weighted", "kept"), [(False, "last epoch"), (True, "best epoch")])
+def test_candidates_are_judged_by_the_weights_of_the_classes(tmp_path: Path, weighted: bool, kept: str) -> None:
+    """The last epoch is wrong about fewer pictures than the first, but these are of the class that counts thrice."""
+    right = logits(0, 1)
+    common, rare = right.copy(), right.copy()
+    common[0:60:2], rare[1:41:2] = right[0:60:2, ::-1], right[1:41:2, ::-1]  # 30 and 20 are wrong
+    assert kept_of(tmp_path, [common, rare, logits(100, 1)], epochs=2, weighted=weighted).kept == kept
 
 
 @pytest.mark.parametrize("where", ["training", "validation"])
