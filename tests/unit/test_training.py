@@ -795,6 +795,51 @@ def test_mixed_pictures_have_mixed_classes(tmp_path: Path, mixed: dict[str, floa
             fit(undecided(), train, val, recipe, CPU, tmp_path / "other.pt", Told())
 
 
+def shown(network: Network) -> list[torch.Tensor]:
+    """What its features will be given, batch after batch: (N, 3, size, size), float."""
+    seen: list[torch.Tensor] = []
+    network.features.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().float().clone()))
+    return seen
+
+
+def test_smaller_pictures_are_learnt_than_are_judged(tmp_path: Path) -> None:
+    recipe = Recipe(image_size=48, adapt_epochs=1, fine_epochs=1, batch_size=4)
+    network, (train, val) = Network(2), labelled_squares(tmp_path, recipe)
+    seen = shown(network)
+    fit(network, train, val, replace(recipe, average=False), CPU, tmp_path / "state.pt", Told())
+    small = recipe.size_in_training
+    assert small < 48
+    assert [pictures.shape[2:] for pictures in seen][:6] == 2 * [(small, small), (small, small), (48, 48)]
+
+
+@pytest.mark.parametrize(
+    ("mixed", "between", "within"),
+    [({}, False, False), ({"mixup": 20.0}, True, False), ({"cutmix": 20.0}, False, True)],
+)
+def test_the_network_sees_mixed_pictures(tmp_path: Path, mixed: dict[str, Any], between: bool, within: bool) -> None:
+    """Of black and white ones greys, where they are blended, and both in one, where they are patched."""
+    recipe = Recipe(
+        image_size=32, adapt_epochs=1, fine_epochs=0, batch_size=8,
+        augmentation=Augmentation(rotation=0, smallest_crop=1, zoom_out=0, colour=0, grey=0), **mixed,
+    )  # fmt: skip
+    paths = []
+    for colour in ("black", "white"):
+        paths.append(str(tmp_path / f"{colour}.png"))
+        Image.new("RGB", (40, 40), colour).save(paths[-1])
+    train, val = (
+        Labelled(Squares(paths * 4, kind, tmp_path), torch.tensor([0, 1] * 4))
+        for kind in (recipe.source, recipe.preprocessing)
+    )
+    network = Network(2)
+    seen = shown(network)
+    fit(network, train, val, recipe, CPU, tmp_path / "state.pt", Told())
+    learnt, judged = (pictures[:, 0] for pictures in seen)
+    black, white = judged.amin(), judged.amax()
+    grey = (learnt > black + (white - black) / 20) & (learnt < white - (white - black) / 20)
+    assert bool(grey.any()) == between
+    assert bool((learnt.amax((1, 2)) - learnt.amin((1, 2)) > 0.9 * (white - black)).any()) == within
+
+
 @pytest.mark.parametrize(
     ("options", "train_shares", "val_shares"),
     [
@@ -893,6 +938,8 @@ def test_what_is_judged_after_an_epoch_is_the_average_unless_none_is_wanted(tmp_
         losses.append(float(torch.nn.functional.cross_entropy(answers, val.truth)))
     assert losses[average] == pytest.approx(state.history[0].val_loss, rel=1e-5)
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+    judged = averaged if average else state.weights
+    assert all(torch.equal(tensor, judged[name]) for name, tensor in state.best_weights.items())
 
 
 def test_the_seconds_of_an_epoch_are_those_of_learning_waiting_and_validating(tmp_path: Path) -> None:
