@@ -772,6 +772,15 @@ def test_the_adaptation_learns_at_its_whole_rate_from_the_first_step(tmp_path: P
     assert (after - before).abs().tolist() == pytest.approx([0.02, 0.02], rel=0.05)
 
 
+def test_the_fine_tuning_teaches_everything(tmp_path: Path) -> None:
+    recipe = Recipe(image_size=32, adapt_epochs=0, fine_epochs=1, batch_size=4)
+    torch.manual_seed(0)
+    network = Network(2)
+    before = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
+    state = fit(network, *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Told())
+    assert [name for name, tensor in before.items() if torch.equal(tensor, state.weights[name])] == []
+
+
 def undecided() -> Network:
     """To which every picture is of class 0 with a probability of three quarters."""
     network = Network(2)
@@ -948,14 +957,15 @@ def test_the_seconds_of_an_epoch_are_those_of_learning_waiting_and_validating(tm
             time.sleep(0.05)
             return super().__getitem__(indices)
 
-    recipe = Recipe(image_size=32, adapt_epochs=1, fine_epochs=0, batch_size=4)
+    recipe = Recipe(image_size=32, adapt_epochs=1, fine_epochs=0, batch_size=2)
     train, val = (
         replace(split, squares=Slow(split.squares.paths, split.squares.preprocessing, tmp_path))
         for split in labelled_squares(tmp_path, recipe)
     )
-    (epoch,) = fit(Network(2), train, val, recipe, CPU, tmp_path / "state.pt", Told()).history
+    mine = replace(recipe, augmentation=Looking(look=lambda _: time.sleep(0.05)))
+    (epoch,) = fit(Network(2), train, val, mine, CPU, tmp_path / "state.pt", Told()).history
     learning = 8 / epoch.pictures_per_second
-    assert epoch.waiting * learning > 0.099  # for two batches
+    assert 0.199 < epoch.waiting * learning < learning - 0.199  # for four batches, each of which takes time, too
     assert epoch.seconds - learning > 0.049  # for those of the validation
 
 
