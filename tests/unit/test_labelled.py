@@ -77,7 +77,8 @@ def test_a_picture_of_nobody_has_not_failed(data: Path) -> None:
 
 def test_each_row_is_told_of(data: Path) -> None:
     told: list[tuple[int, int]] = []
-    evaluate(Fake(), labelled(data, "female/a0-x.jpg", "male/corrupt.jpg"), None, lambda *counts: told.append(counts))  # type: ignore[arg-type]
+    labelled(data, "female/a0-x.jpg", "male/corrupt.jpg")
+    evaluate(Fake(), data, None, lambda *counts: told.append(counts))  # type: ignore[arg-type]
     assert [seen for seen, _ in told] == list(range(1, 9))
     failed = [failed for _, failed in told]
     assert failed == sorted(failed)
