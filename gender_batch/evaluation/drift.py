@@ -103,7 +103,8 @@ def reasons(before: RunRecord, after: RunRecord) -> list[str]:
             said.append(f"another {name}: {old}, then {new}")
     for which, run in (("earlier", before), ("later", after)):
         if run.folders_not_read:
-            said.append(f"the {which} run could not read {run.folders_not_read:,} folders")
+            folders = "1 folder" if run.folders_not_read == 1 else f"{run.folders_not_read:,} folders"
+            said.append(f"the {which} run could not read {folders}")
         if run.exit_code:
             said.append(f"the {which} run ended with exit code {run.exit_code}")
     return said

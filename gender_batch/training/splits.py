@@ -36,8 +36,8 @@ def hold_out(samples: Sequence[Sample], near: Pairs, seed: int) -> _Cut:
     count = min(HELD_OUT_FOLDS, _fewest_groups(samples, together))
     if count < 2:
         raise DatasetError(
-            "all pictures of a class are of one group, or are so once a test is held out, so that none can be held out; "
-            "add people, or tell them apart by --group-by or the column `group`"
+            "all pictures of a class are of one group, or are so once a test is held out, so that none can be held "
+            "out; add people, or tell them apart by --group-by or the column `group`"
         )
     cuts = [cut for cut in _cut(samples, together, count, seed) if _has_every_class(samples, cut)]
     if not cuts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from fractions import Fraction
 from math import comb, inf
 
@@ -95,6 +96,10 @@ def test_the_largest_counts_of_a_record() -> None:
         0.004678, rel=1e-3
     )  # z = 2.8284
     assert fisher_exact(0, 10**10, 10**10, 10**10) == 0.0
+
+
+def test_a_p_value_just_above_what_is_left_out_is_exact() -> None:
+    assert fisher_exact(45, 45, 0, 45) == pytest.approx(2 / comb(90, 45), rel=1e-9, abs=0)  # 2e-26
 
 
 @given(counts(most=100_000))
@@ -219,6 +224,63 @@ def test_a_difference_that_equals_its_limit() -> None:
     assert flagged(night(500_000, 500_000), night(530_001, 469_999)) == ["label female", "label male"]
 
 
+@pytest.mark.parametrize(
+    ("before", "at_the_limit", "beyond_it", "what"),
+    [
+        (night(500_000, 500_000), night(485_000, 485_000, 30_000), night(485_000, 484_999, 30_001), "uncertain"),
+        (
+            night(500_000, 500_000), night(495_000, 495_000, corrupt=10_000), night(495_000, 494_999, corrupt=10_001),
+            "failure corrupt",
+        ),
+        (night(5000, 5000, mean=0.75), night(5000, 5000, mean=0.77), night(5000, 5000, mean=0.7701), "confidence"),
+        (night(5000, 5000), night(6000, 6000), night(6000, 6001), "pictures"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_no_limit_is_another_unless_it_is_asked_for(
+    before: RunRecord, at_the_limit: RunRecord, beyond_it: RunRecord, what: str
+) -> None:
+    """A job of every night that gives none relies on them."""
+    assert flagged(before, at_the_limit) == []
+    assert flagged(before, beyond_it) == [what]
+
+
+def test_the_probability_from_which_on_it_is_no_chance_is_the_one_that_the_help_tells() -> None:
+    from gender_batch.cli.compare import compare as command
+
+    text = " ".join((command.help or "").split())
+    (told,) = re.findall(r"chance alone gives one as large, is at most ([0-9.]+),", text)
+    change = Change("label cat", 0.5, 0.6, 0.1, 0.03, float(told))
+    assert change.flagged
+    assert not dataclasses.replace(change, p_value=1.001 * float(told)).flagged
+
+
+def test_figures_of_one_kind_come_by_name_and_ok_is_none() -> None:
+    """In one order, whatever the order in which the runs met them."""
+    statuses = ("unreadable", "corrupt", "too_large", "ok", "empty", "no_face", "timeout")
+    labels = ("gnu", "cat", "uncertain", "yak", "dog", "ape", "emu")
+    counts = [dict.fromkeys(names, 1) for names in (statuses, labels)]
+    run = dataclasses.replace(night(0, 0), statuses=counts[0], labels=counts[1])
+    assert [change.what for change in compare(run, run)] == [
+        "pictures",
+        *(f"failure {name}" if name != "no_face" else name for name in sorted(set(statuses) - {"ok"})),
+        "uncertain",
+        *(f"label {name}" for name in sorted(set(labels) - {"uncertain"})),
+        "confidence",
+    ]
+
+
+def test_the_mean_of_few_pictures_is_as_doubtful_as_their_own_spread_makes_it() -> None:
+    few, many = night(20, 20, mean=0.96, std=0.1), night(5000, 5000, mean=0.93, std=0.001)
+    assert flagged(few, many) == flagged(many, few) == ["pictures"]  # two standard errors of 0.016
+
+
+def test_pictures_whose_answers_were_known_tell_of_the_confidence_as_those_that_were_scored() -> None:
+    before, after = night(5000, 5000), night(5000, 5000, mean=0.9)
+    one, other = (dataclasses.replace(run, scored=0, reused=run.pictures) for run in (before, after))
+    assert flagged(one, other) == flagged(before, after) == ["confidence"]
+
+
 def test_nights_of_nothing() -> None:
     nothing, some = night(0, 0), night(50, 50)
     assert flagged(nothing, nothing) == []
@@ -278,3 +340,8 @@ def test_reasons_to_expect_a_drift() -> None:
         "the later run ended with exit code 3",
     ]
     assert reasons(dataclasses.replace(before, exit_code=1), before) == ["the earlier run ended with exit code 1"]
+    unread = [dataclasses.replace(before, folders_not_read=count) for count in (1, 12_345)]
+    assert reasons(*unread) == [
+        "the earlier run could not read 1 folder",
+        "the later run could not read 12,345 folders",
+    ]

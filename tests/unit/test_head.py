@@ -116,6 +116,34 @@ def test_a_start_that_nothing_learnt_is_better_than_stays(squares: Squares, tmp_
     assert any("the head starts at what is known" in note for note in told.notes)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_training_begins_with_a_head_for_the_size_at_which_it_is_judged_and_for_classes_as_they_count(
+    squares: Squares, tmp_path: Path, weighted: bool
+) -> None:
+    """A quarter of the pictures is of the second class, and not what was known as one."""
+    torch.manual_seed(0)
+    network, twin = Network(2), Network(2)
+    twin.load_state_dict(network.state_dict())
+    known, truth = known_head(network, squares, 3), (torch.arange(40) >= 30).long()
+    recipe = Recipe(image_size=48, adapt_epochs=0, fine_epochs=0, class_weights=weighted)
+    train, val = (
+        Labelled(Squares(squares.paths, kind, tmp_path), truth) for kind in (recipe.source, recipe.preprocessing)
+    )
+    told, machine = Told(), Machine(torch.device("cpu"), workers=0)
+    state = fit(network, train, val, recipe, machine, tmp_path / "state.pt", told, known)
+    heads = []
+    for size, balanced in ((48, weighted), (48, not weighted), (recipe.size_in_training, weighted)):
+        start_head(twin, known, train.squares, truth, size, balanced)
+        heads.append(torch.cat([twin.linear.weight, twin.linear.bias[:, None]], 1).detach())
+    begun = torch.cat([network.linear.weight, network.linear.bias[:, None]], 1).detach()
+    distances = [float((begun - head).norm() / head.norm()) for head in heads]
+    assert distances[0] < 1e-3 < 0.01 < min(distances[1:])
+    with torch.inference_mode():
+        right = network.eval()(val.squares[range(40)]).argmax(1) == truth
+    said = f"validation loss {state.best_loss:.4f} accuracy {float(right.float().mean()):.2%}"
+    assert sum(note.endswith(said) for note in told.notes) == 1
+
+
 def test_a_head_is_known_of_checkpoints_only(tmp_path: Path) -> None:
     network = Network(2)
     torch.save(network.backbone.state_dict(), tmp_path / "plain.pth")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gender_batch.evaluation.labelled import Evaluation, LabelsError, NoPictureError, evaluate
@@ -47,6 +48,7 @@ def evaluated(data: Path, groups: str | None = None, **fake: Any) -> Evaluation:
     return evaluate(Fake(**fake), data, file)  # type: ignore[arg-type]
 
 
+LABELS = ("female", "male")
 PICTURES = ("female/a1.jpg", "female/a2.jpg", "female/b1.jpg", "male/c1.jpg", "male/c2.jpg", "male/d1.jpg")
 
 
@@ -71,6 +73,49 @@ def test_a_picture_of_nobody_has_not_failed(data: Path) -> None:
     told: list[tuple[int, int]] = []
     evaluate(Fake(), data, None, lambda *counts: told.append(counts))  # type: ignore[arg-type]
     assert told[-1] == (9, 1)
+
+
+def test_each_row_is_told_of(data: Path) -> None:
+    told: list[tuple[int, int]] = []
+    labelled(data, "female/a0-x.jpg", "male/corrupt.jpg")
+    evaluate(Fake(), data, None, lambda *counts: told.append(counts))  # type: ignore[arg-type]
+    assert [seen for seen, _ in told] == list(range(1, 9))
+    failed = [failed for _, failed in told]
+    assert failed == sorted(failed)
+    assert (failed[0], failed[-1]) == (0, 1)
+
+
+def test_each_answer_has_its_label(data: Path) -> None:
+    labelled(data, "female/b2.jpg", "female/no_face.jpg", "male/corrupt.jpg", "female/deep/male/e1.jpg")
+    result = evaluated(data)
+    assert {row.status for row in result.rows} == {Status.OK}
+    found = {str(Path(row.path).relative_to(data)): index for row, index in zip(result.rows, result.truth, strict=True)}
+    expected = (*PICTURES, "female/b2.jpg", "female/deep/male/e1.jpg")
+    assert found == {name: LABELS.index(name.split("/")[0]) for name in expected}
+
+
+def test_the_figures_are_those_of_all_pictures_and_of_each_group(data: Path) -> None:
+    """Groups are by the label that is true, whatever was answered, and know who is on their pictures."""
+    who = {name: Path(name).stem[0] for name in PICTURES}
+    age = {name: "old" if who[name] in "ac" else "young" for name in PICTURES}
+    result = evaluated(data, "path,group,age\n" + "".join(f"{name},{who[name]},{age[name]}\n" for name in PICTURES))
+    figures = result.to_dict()
+    assert {name: figures[name] for name in result.metrics.to_dict()} == result.metrics.to_dict()
+
+    def of(*names: str) -> dict[str, Any]:
+        people = np.array([ord(who[name]) for name in names])
+        return Proportion.of([name.startswith("female") for name in names], people).to_dict()
+
+    old, young = ([name for name in PICTURES if age[name] == value] for value in ("old", "young"))
+    assert figures["groups"] == {
+        "age": {"old": of(*old), "young": of(*young)},
+        "age x label": {
+            f"{value}, {label}": of(*(name for name in names if name.startswith(f"{label}/")))
+            for value, names in (("old", old), ("young", young))
+            for label in LABELS
+        },
+    }
+    assert of(*old) != Proportion(2, 4).to_dict()  # as if nobody were on two pictures
 
 
 def test_nobody_told_that_two_pictures_show_one_person(data: Path) -> None:
@@ -144,6 +189,25 @@ def test_the_test_folder_of_what_was_trained_on(tmp_path: Path) -> None:
     assert "1 line(s)" in note
 
 
+def test_pictures_of_the_test_folder_may_be_named_from_beside_the_data(tmp_path: Path) -> None:
+    data = labelled(tmp_path / "data", *(f"test/{name}" for name in PICTURES))
+    result = evaluated(data, "path,age\n" + "".join(f"data/test/{name},{name[:4]}\n" for name in PICTURES))
+    groups = {group.value: group.accuracy for group in result.groups if group.column == "age"}
+    assert groups == {"fema": Proportion(3, 3), "male": Proportion(0, 3)}
+    assert result.notes == ()
+
+
+@pytest.mark.parametrize("name", ["female/x.jpg", "male"])
+def test_a_folder_or_a_file_called_like_one_of_two_labels_does_not_make_a_labelled_tree(
+    tmp_path: Path, name: str
+) -> None:
+    data = labelled(tmp_path / "data", "female/x.jpg", name)
+    with pytest.raises(LabelsError, match="no folders female, male in it or in its test/"):
+        evaluated(data)
+    labelled(data, *(f"test/{picture}" for picture in PICTURES))
+    assert evaluated(data).metrics.accuracy == Proportion(3, 6)
+
+
 def test_folders_of_the_labels_go_before_a_folder_called_test(data: Path) -> None:
     result = evaluated(labelled(data, "test/female/x.jpg", "test/male/y.jpg"))
     assert result.metrics.accuracy == Proportion(3, 6)
@@ -154,6 +218,19 @@ def test_folders_of_the_labels_go_before_a_folder_called_test(data: Path) -> Non
 def test_a_folder_of_no_class_is_told(data: Path) -> None:
     (note,) = evaluated(labelled(data, "other/x.jpg", "more/y.jpg")).notes
     assert "folder(s) more, other are not among the model's labels" in note
+    names = ["unsorted", "both", "neither", "Animals", "children", "x", "aged"]
+    (note,) = evaluated(labelled(data, *(f"{name}/x.jpg" for name in names))).notes
+    assert f"folder(s) {', '.join(sorted([*names, 'more', 'other']))} are not" in note
+
+
+def test_a_file_beside_the_folders_is_none(data: Path) -> None:
+    assert evaluated(labelled(data, "README.txt", "loose.jpg")).notes == ()
+
+
+def test_many_lines_of_other_pictures_are_told_so_that_they_can_be_read(data: Path) -> None:
+    lines = "".join(f"female/gone{number}.jpg,old\n" for number in range(1200))
+    (note,) = evaluated(data, "path,age\nfemale/a1.jpg,old\n" + lines).notes
+    assert "1,200 line(s)" in note
 
 
 def test_a_folder_that_cannot_be_read_is_told(unprivileged: Path) -> None:
@@ -194,6 +271,8 @@ def test_folders_that_cannot_be_read_are_told_where_they_leave_no_picture(unpriv
     for label in ("female", "male"):
         (data / label).chmod(0)
     with pytest.raises(NoPictureError, match=r"no picture in its folders female, male; '.*/female' was not read: Perm"):
+        evaluated(data)
+    with pytest.raises(NoPictureError, match=r"/female' was not read: Permission denied$"):  # one is enough
         evaluated(data)
 
 

@@ -10,7 +10,8 @@ import resource
 import shutil
 import signal
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -39,8 +40,8 @@ from gender_batch.pictures.read import PictureError
 from gender_batch.training import loading, run
 from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.dataset import Dataset
-from gender_batch.training.fit import AVERAGED_EPOCHS, Labelled, _moving_average, fit, schedule
-from gender_batch.training.judge import HeldOut, judge
+from gender_batch.training.fit import AVERAGED_EPOCHS, REPORT_EVERY, Labelled, _moving_average, fit, schedule
+from gender_batch.training.judge import FACE_SCALES, Findings, HeldOut, judge
 from gender_batch.training.kept import candidates, choose
 from gender_batch.training.loading import Squares, batches
 from gender_batch.training.losses import Auxiliary, GroupLosses, inverse_frequencies, mixing
@@ -707,6 +708,18 @@ def test_the_adaptation_may_end_early_and_the_fine_tuning_goes_to_its_end(tmp_pa
     assert math.ldexp(1, -1074) > 0  # the smallest number is one again
 
 
+def test_numbers_too_small_to_compute_with_quickly_are_nothing_while_it_learns(tmp_path: Path) -> None:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor computes with them all the same")
+    torch.set_flush_denormal(False)
+    tiny, found = torch.full((1000,), 1e-40), []
+    recipe = Recipe(image_size=32, adapt_epochs=1, fine_epochs=0, batch_size=8)
+    mine = replace(recipe, augmentation=Looking(look=lambda _: found.append(float((tiny * 0.5).max()))))
+    fit(Network(2), *labelled_squares(tmp_path, recipe), mine, CPU, tmp_path / "state.pt", Told())
+    assert found == [0.0]
+    assert float((tiny * 0.5).max()) > 0
+
+
 @dataclass(frozen=True)
 class Looking(Augmentation):
     """Looks at each batch that it is given, before anything is learnt of it."""
@@ -789,6 +802,25 @@ def test_the_adaptation_teaches_the_heads_alone(tmp_path: Path) -> None:
     assert changed == {name for name in first if name.endswith(("1.weight", "1.bias")) and "features" not in name}
 
 
+def test_the_adaptation_learns_at_its_whole_rate_from_the_first_step(tmp_path: Path) -> None:
+    """The first step of Adam moves every number by the rate."""
+    recipe = Recipe(image_size=32, adapt_epochs=1, fine_epochs=0, batch_size=8, lr_adapt=0.02)
+    network = undecided()
+    before = network.linear.bias.detach().clone()
+    state = fit(network, *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Told())
+    (after,) = (tensor for name, tensor in state.weights.items() if name.endswith("classifier.1.bias"))
+    assert (after - before).abs().tolist() == pytest.approx([0.02, 0.02], rel=0.05)
+
+
+def test_the_fine_tuning_teaches_everything(tmp_path: Path) -> None:
+    recipe = Recipe(image_size=32, adapt_epochs=0, fine_epochs=1, batch_size=4)
+    torch.manual_seed(0)
+    network = Network(2)
+    before = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
+    state = fit(network, *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Told())
+    assert [name for name, tensor in before.items() if torch.equal(tensor, state.weights[name])] == []
+
+
 def undecided() -> Network:
     """To which every picture is of class 0 with a probability of three quarters."""
     network = Network(2)
@@ -810,6 +842,51 @@ def test_mixed_pictures_have_mixed_classes(tmp_path: Path, mixed: dict[str, floa
         train = replace(train, others=torch.tensor([[0], [1]] * 4))
         with pytest.raises(ValueError, match="nothing else can be learnt beside them"):
             fit(undecided(), train, val, recipe, CPU, tmp_path / "other.pt", Told())
+
+
+def shown(network: Network) -> list[torch.Tensor]:
+    """What its features will be given, batch after batch: (N, 3, size, size), float."""
+    seen: list[torch.Tensor] = []
+    network.features.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().float().clone()))
+    return seen
+
+
+def test_smaller_pictures_are_learnt_than_are_judged(tmp_path: Path) -> None:
+    recipe = Recipe(image_size=48, adapt_epochs=1, fine_epochs=0, batch_size=4, average=False)
+    network, (train, val) = Network(2), labelled_squares(tmp_path, recipe)
+    seen = shown(network)
+    fit(network, train, val, recipe, CPU, tmp_path / "state.pt", Told())
+    small = recipe.size_in_training
+    assert small < 48
+    assert [pictures.shape[2:] for pictures in seen] == [(small, small), (small, small), (48, 48)]
+
+
+@pytest.mark.parametrize(
+    ("mixed", "between", "within"),
+    [({}, False, False), ({"mixup": 20.0}, True, False), ({"cutmix": 20.0}, False, True)],
+)
+def test_the_network_sees_mixed_pictures(tmp_path: Path, mixed: dict[str, Any], between: bool, within: bool) -> None:
+    """Of black and white ones greys, where they are blended, and both in one, where they are patched."""
+    recipe = Recipe(
+        image_size=32, adapt_epochs=1, fine_epochs=0, batch_size=8,
+        augmentation=Augmentation(rotation=0, smallest_crop=1, zoom_out=0, colour=0, grey=0), **mixed,
+    )  # fmt: skip
+    paths = []
+    for colour in ("black", "white"):
+        paths.append(str(tmp_path / f"{colour}.png"))
+        Image.new("RGB", (40, 40), colour).save(paths[-1])
+    train, val = (
+        Labelled(Squares(paths * 4, kind, tmp_path), torch.tensor([0, 1] * 4))
+        for kind in (recipe.source, recipe.preprocessing)
+    )
+    network = Network(2)
+    seen = shown(network)
+    fit(network, train, val, recipe, CPU, tmp_path / "state.pt", Told())
+    learnt, judged = (pictures[:, 0] for pictures in seen)
+    black, white = judged.amin(), judged.amax()
+    grey = (learnt > black + (white - black) / 20) & (learnt < white - (white - black) / 20)
+    assert bool(grey.any()) == between
+    assert bool((learnt.amax((1, 2)) - learnt.amin((1, 2)) > 0.9 * (white - black)).any()) == within
 
 
 @pytest.mark.parametrize(
@@ -842,6 +919,23 @@ def test_the_figures_of_an_epoch_are_means_over_its_pictures(
     assert epoch.pictures_per_second * epoch.seconds >= 8
     assert 0 <= epoch.waiting <= 1
     assert told[-1] == ("adaptation", 1, 2, 2, epoch.train_loss)
+
+
+def test_now_and_then_and_at_the_end_of_an_epoch_it_is_told_how_far_it_has_come(tmp_path: Path) -> None:
+    recipe = Recipe(image_size=32, adapt_epochs=1, fine_epochs=0, batch_size=1)
+    told: list[tuple[str, int, int, int]] = []
+
+    class Hearing(Told):
+        def batch(self, *said: Any) -> None:
+            told.append(said[:4])
+
+    train, val = labelled_squares(tmp_path, recipe)
+    steps = 2 * REPORT_EVERY + 3
+    paths, truth = [train.squares.paths[step % 8] for step in range(steps)], torch.arange(steps) % 2
+    train = Labelled(Squares(paths, recipe.source, tmp_path), truth)
+    fit(Network(2), train, val, recipe, CPU, tmp_path / "state.pt", Hearing())
+    done = [1, 1 + REPORT_EVERY, 1 + 2 * REPORT_EVERY, steps]
+    assert told == [("adaptation", 1, step, steps) for step in done]
 
 
 def test_the_rate_and_the_average_go_over_all_epochs(tmp_path: Path) -> None:
@@ -879,6 +973,68 @@ def test_the_rate_and_the_average_go_over_all_epochs(tmp_path: Path) -> None:
     assert state.best_loss == best
 
 
+@pytest.mark.parametrize("average", [False, True])
+def test_what_is_judged_after_an_epoch_is_the_average_unless_none_is_wanted(tmp_path: Path, average: bool) -> None:
+    recipe = Recipe(image_size=32, adapt_epochs=0, fine_epochs=1, batch_size=2, lr_fine=0.03, average=average)
+    torch.manual_seed(0)
+    network, (train, val) = Network(2), labelled_squares(tmp_path, recipe)
+    state = fit(network, train, val, recipe, CPU, tmp_path / "state.pt", Told())
+    averaged = {name.removeprefix("module."): tensor for name, tensor in state.average.items() if "." in name}
+    losses = []
+    for weights in (state.weights, averaged):
+        network.load_state_dict(weights)
+        answers = torch.from_numpy(predict_logits(network, val.squares, CPU))
+        losses.append(float(torch.nn.functional.cross_entropy(answers, val.truth)))
+    assert losses[average] == pytest.approx(state.history[0].val_loss, rel=1e-5)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+    judged = averaged if average else state.weights
+    assert all(torch.equal(tensor, judged[name]) for name, tensor in state.best_weights.items())
+
+
+def test_the_seconds_of_an_epoch_are_those_of_learning_waiting_and_validating(tmp_path: Path) -> None:
+    class Slow(Squares):
+        def __getitem__(self, indices: Sequence[int]) -> torch.Tensor:
+            time.sleep(0.03)
+            return super().__getitem__(indices)
+
+    recipe = Recipe(image_size=32, adapt_epochs=1, fine_epochs=0, batch_size=2)
+    train, val = (
+        replace(split, squares=Slow(split.squares.paths, split.squares.preprocessing, tmp_path))
+        for split in labelled_squares(tmp_path, recipe)
+    )
+    mine = replace(recipe, augmentation=Looking(look=lambda _: time.sleep(0.03)))
+    (epoch,) = fit(Network(2), train, val, mine, CPU, tmp_path / "state.pt", Told()).history
+    learning = 8 / epoch.pictures_per_second
+    assert 0.119 < epoch.waiting * learning < learning - 0.119  # for four batches, each of which takes time, too
+    assert epoch.seconds - learning > 0.029  # for those of the validation
+
+
+def test_fewer_pictures_than_a_batch_are_one(tmp_path: Path) -> None:
+    recipe, told = Recipe(image_size=32, adapt_epochs=0, fine_epochs=1, batch_size=9), []
+
+    class Hearing(Told):
+        def batch(self, *said: Any) -> None:
+            told.append(said[:4])
+
+    fit(Network(2), *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", Hearing())
+    assert told == [("fine-tuning", 1, 1, 1)]
+
+
+def test_another_seed_is_another_order_and_other_luck(tmp_path: Path) -> None:
+    orders, luck = [], []
+
+    def note(pictures: torch.Tensor) -> None:
+        orders.append(pictures[:, 0, 0, 0].tolist())
+        luck.append(float(torch.rand(())))
+
+    for seed in (0, 1):
+        recipe = Recipe(image_size=32, adapt_epochs=1, fine_epochs=0, batch_size=8, seed=seed)
+        mine = replace(recipe, augmentation=Looking(look=note))
+        fit(Network(2), *labelled_squares(tmp_path, recipe), mine, CPU, tmp_path / f"{seed}.pt", Told())
+    assert orders[0] != orders[1]
+    assert luck[0] != luck[1]
+
+
 def test_groups_and_other_columns_matter_as_much_as_is_asked_for(tmp_path: Path) -> None:
     recipe = Recipe(image_size=32, adapt_epochs=2, fine_epochs=2, batch_size=4, lr_adapt=0.03)
     train, val = labelled_squares(tmp_path, recipe)
@@ -908,9 +1064,16 @@ def test_groups_and_other_columns_matter_as_much_as_is_asked_for(tmp_path: Path)
 
 def test_the_adaptation_ends_where_nothing_gets_better(tmp_path: Path) -> None:
     recipe = Recipe(image_size=32, adapt_epochs=9, fine_epochs=0, batch_size=4, patience=2, lr_adapt=0.0)
-    told = Told()
+    best: list[bool] = []
+
+    class Hearing(Told):
+        def epoch(self, *said: Any) -> None:
+            best.append(said[1])
+
+    told = Hearing()
     state = fit(Network(2), *labelled_squares(tmp_path, recipe), recipe, CPU, tmp_path / "state.pt", told)
     assert len(state.history) == 1 + 2
+    assert best == [True, False, False]  # none is better than one that is alike
     assert any("stopped early" in note for note in told.notes)
 
 
@@ -994,9 +1157,11 @@ def test_many_pictures_of_few_people_are_no_more_evidence_than_the_people() -> N
     assert choose(losses - 0.2, before, people) == 1
 
 
-def kept_of(folder: Path, answers: list[np.ndarray], epochs: int, known: torch.nn.Linear | None = None) -> State:
+def kept_of(
+    folder: Path, answers: list[np.ndarray], epochs: int, known: torch.nn.Linear | None = None, weighted: bool = False
+) -> State:
     """What is kept where weights, in the order in which they are first judged, give these logits of 200 pictures, the
-    even ones of class 0."""
+    even ones of class 0, of which three times as many are learnt; `weighted`: by that."""
     seen: list[torch.Tensor] = []
 
     def predicted(network: Network, *_: object) -> np.ndarray:
@@ -1005,8 +1170,11 @@ def kept_of(folder: Path, answers: list[np.ndarray], epochs: int, known: torch.n
             seen.append(weights)
         return next(answer for answer, earlier in zip(answers, seen, strict=False) if torch.equal(weights, earlier))
 
-    recipe = Recipe(image_size=32, adapt_epochs=0, fine_epochs=epochs, batch_size=4, average=False)
+    recipe = Recipe(
+        image_size=32, adapt_epochs=0, fine_epochs=epochs, batch_size=4, average=False, class_weights=weighted
+    )
     train, val = labelled_squares(folder, recipe)
+    train = replace(train, truth=torch.tensor([0, 0, 0, 1] * 2))
     val = replace(val, truth=torch.tensor([0, 1] * 100))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gender_batch.training.fit.predict_logits", predicted)
@@ -1023,6 +1191,15 @@ def test_each_candidate_is_judged_at_the_temperature_that_suits_it(tmp_path: Pat
     state = kept_of(tmp_path, [logits(40, 1), logits(10, 20), logits(100, 1)], epochs=2)
     assert state.history[0].val_loss < state.history[1].val_loss
     assert state.kept == "last epoch"
+
+
+@pytest.mark.parametrize(("weighted", "kept"), [(False, "last epoch"), (True, "best epoch")])
+def test_candidates_are_judged_by_the_weights_of_the_classes(tmp_path: Path, weighted: bool, kept: str) -> None:
+    """The last epoch is wrong about fewer pictures than the first, but these are of the class that counts thrice."""
+    right = logits(0, 1)
+    common, rare = right.copy(), right.copy()
+    common[0:60:2], rare[1:41:2] = right[0:60:2, ::-1], right[1:41:2, ::-1]  # 30 and 20 are wrong
+    assert kept_of(tmp_path, [common, rare, logits(100, 1)], epochs=2, weighted=weighted).kept == kept
 
 
 @pytest.mark.parametrize("where", ["training", "validation"])
@@ -1135,6 +1312,185 @@ def test_figures_know_who_is_on_the_pictures_and_are_the_same_each_time(tmp_path
     assert {point.accuracy.total for point in found.scales} == {12}
     assert all(point.accuracy.effective for point in found.scales)
     assert judge(network, held_out, data, recipe, CPU, 0.9).figures(data) == figures
+
+
+class Brightness(nn.Module):
+    """Answers class 1 to what is lighter than grey, the surer the lighter it is, and keeps what it was shown."""
+
+    classes = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        self.seen.append(pictures.clone())
+        level = (pictures.float().mean((1, 2, 3)) - 127.5) / 32
+        return torch.stack([-level, level], 1)
+
+
+def greys(folder: Path, split: str, count: int, seed: int) -> tuple[Sample, ...]:
+    """Plain grey pictures, the lighter the surer of class 1; of two pictures one person each."""
+    random = np.random.default_rng(seed)
+    samples = []
+    (folder / split).mkdir(parents=True)
+    for number, level in enumerate(random.integers(0, 256, count).tolist()):
+        Image.new("RGB", (16, 16), (level,) * 3).save(folder / split / f"{number}.png")
+        label = int(level + random.normal(0, 60) > 127)
+        samples.append(Sample(f"{split}/{number}.png", label, f"{split} {number // 2}", {"third": str(number % 3)}))
+    return tuple(samples)
+
+
+def judged(data: Dataset, recipe: Recipe, folder: Path, target: float = 0.9, pictures: str = "face") -> Findings:
+    held_out = HeldOut.of(data, recipe, folder, pictures)
+    return judge(Brightness(), held_out, data, recipe, CPU, target)  # type: ignore[arg-type]
+
+
+def test_the_test_has_no_say_in_temperature_and_threshold(tmp_path: Path) -> None:
+    recipe = Recipe(image_size=32)
+    val, other_val = greys(tmp_path, "val", 80, 0), greys(tmp_path, "other_val", 80, 3)
+    tests = greys(tmp_path, "one", 80, 1), greys(tmp_path, "two", 80, 2)
+    one, two = (judged(Dataset(tmp_path, ("x", "y"), (), val, test, (), ""), recipe, tmp_path) for test in tests)
+    assert (one.temperature, one.threshold) == (two.temperature, two.threshold)
+    assert one.metrics["val"].to_dict() == two.metrics["val"].to_dict()
+    assert one.metrics["test"].to_dict() != two.metrics["test"].to_dict()
+    other = judged(Dataset(tmp_path, ("x", "y"), (), other_val, tests[0], (), ""), recipe, tmp_path)
+    assert other.temperature != one.temperature
+    assert other.threshold != one.threshold
+
+
+def test_probabilities_are_those_at_the_temperature_and_figures_those_at_the_threshold(tmp_path: Path) -> None:
+    recipe = Recipe(image_size=32)
+    val, test = greys(tmp_path, "val", 80, 0), greys(tmp_path, "test", 50, 1)
+    data = Dataset(tmp_path, ("x", "y"), (), val, test, (), "")
+    found = judged(data, recipe, tmp_path, target=0.95)
+    assert found.threshold.reached
+    assert found.threshold.value > 1 / 2
+    assert found.threshold.precision.value >= found.threshold.target == 0.95
+    for split, samples in (("val", val), ("test", test)):
+        squares = Squares([data.path(sample) for sample in samples], recipe.preprocessing, tmp_path)
+        logits = predict_logits(Brightness(), squares, CPU)  # type: ignore[arg-type]
+        shares = found.probabilities[split]
+        assert shares.sum(1) == pytest.approx(1)
+        assert np.log(shares[:, 1] / shares[:, 0]) == pytest.approx(np.diff(logits)[:, 0] / found.temperature, abs=1e-5)
+        answered = shares.max(1) >= found.threshold.value
+        right = shares.argmax(1) == [sample.label for sample in samples]
+        assert 0 < answered.sum() < len(samples)
+        assert found.metrics[split].coverage.count == answered.sum()
+        assert found.metrics[split].decided_right.count == (answered & right).sum()
+        assert found.metrics[split].people == len(samples) / 2
+    figures = found.figures(data)
+    assert figures["threshold"] == {
+        "value": found.threshold.value, "target_precision": 0.95, "reached_on_validation": True,
+    }  # fmt: skip
+    assert (figures["val"], figures["test"]) == tuple(found.metrics[split].to_dict() for split in ("val", "test"))
+    assert json.loads(json.dumps(figures)) == figures
+    assert list(figures["face_scales"]) == [str(scale) for scale in FACE_SCALES]
+    # Faces of the frame's whole side are what was judged already.
+    assert figures["face_scales"]["1.0"] == figures["test"]["accuracy"]
+    assert not replace(found, threshold=replace(found.threshold, reached=False)).figures(data)["threshold"][
+        "reached_on_validation"
+    ]
+
+
+def test_groups_are_those_of_the_pictures_that_are_shown_by_their_labels(tmp_path: Path) -> None:
+    test = greys(tmp_path, "test", 50, 1)
+    data = Dataset(tmp_path, ("x", "y"), (), greys(tmp_path, "val", 80, 0), test, (), "")
+    found = judged(data, Recipe(image_size=32), tmp_path)
+    groups = found.figures(data)["groups"]
+    answers = found.probabilities["test"].argmax(1)
+    counts: dict[str, list[int]] = {}
+    for sample, answer in zip(test, answers, strict=True):
+        for value in (sample.attributes["third"], f"{sample.attributes['third']}, {data.labels[sample.label]}"):
+            right, total = counts.get(value, (0, 0))
+            counts[value] = [right + int(answer == sample.label), total + 1]
+    assert len(counts) == 3 + 6
+    told = {**groups["third"], **groups["third x label"]}
+    assert {value: [share["count"], share["total"]] for value, share in told.items()} == counts
+
+
+def test_without_a_test_the_validation_is_shown(tmp_path: Path) -> None:
+    val = greys(tmp_path, "val", 24, 0)
+    data = Dataset(tmp_path, ("x", "y"), (), val, (), (), "")
+    held_out = HeldOut.of(data, Recipe(image_size=32), tmp_path, "face")
+    assert (held_out.split, list(held_out.samples), held_out.scaled) == ("val", ["val"], val)
+    found = judged(data, Recipe(image_size=32), tmp_path)
+    assert [answer.name for answer in found.answers] == [sample.name for sample in val]
+    assert found.figures(data)["test"] is None
+
+
+def test_the_sizes_of_faces_in_whole_photos_are_not_known(tmp_path: Path) -> None:
+    data = Dataset(tmp_path, ("x", "y"), (), greys(tmp_path, "val", 24, 0), (), (), "")
+    assert judged(data, Recipe(image_size=32), tmp_path).scales
+    found = judged(data, Recipe(image_size=32), tmp_path, pictures="photo")
+    assert found.scales == ()
+    assert found.figures(data)["face_scales"] == {}
+
+
+def test_a_face_that_was_cut_out_is_judged_and_its_photo_shown(tmp_path: Path) -> None:
+    """The photos are of one grey, which would answer nothing."""
+    faces = tmp_path / "faces"
+    val = greys(faces, "val", 24, 0)
+    (tmp_path / "val").mkdir()
+    for sample in val:
+        Image.new("RGB", (64, 64), "grey").save(tmp_path / sample.name)
+    boxes = {sample.name: (8 + number, 8, 16, 16) for number, sample in enumerate(val[:-1])}
+    whole = Dataset(tmp_path, ("x", "y"), (), val, (), (), "", faceless=("a.png", "b.png"))
+    found = judged(whole, Recipe(image_size=32), tmp_path)
+    assert len({answer.probabilities for answer in found.answers}) == 1
+    assert found.figures(whole)["without_face"] is None
+
+    data = replace(whole, crops=faces, boxes=boxes)
+    found = judged(data, Recipe(image_size=32), tmp_path)
+    assert len({answer.probabilities for answer in found.answers}) > 10
+    assert found.figures(data)["without_face"] == 2
+    for answer, sample, row in zip(found.answers, val, found.probabilities["val"], strict=True):
+        assert answer.path == str(tmp_path / sample.name)
+        assert (answer.name, answer.truth, answer.group) == (sample.name, sample.label, sample.group)
+        assert answer.attributes == sample.attributes
+        assert answer.probabilities == tuple(row)
+        assert answer.box == boxes.get(sample.name)
+    assert found.answers[-1].box is None
+
+
+@pytest.mark.parametrize(("count", "step"), [(4, 1), (8, 2), (9, 3)])
+def test_faces_of_many_sizes_are_some_of_the_last_split_spread_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, step: int
+) -> None:
+    monkeypatch.setattr("gender_batch.training.judge.SCALED_PICTURES", 4)
+    data = Dataset(
+        tmp_path, ("x", "y"), (), greys(tmp_path, "val", 5, 0), greys(tmp_path, "test", count, 1), (), ""
+    )  # fmt: skip
+    recipe = Recipe(image_size=32)
+    held_out = HeldOut.of(data, recipe, tmp_path, "face")
+    assert held_out.scaled == data.test[::step]
+    assert len(held_out.scaled) <= 4
+    assert held_out.sources.paths == [data.path(sample) for sample in held_out.scaled]
+    assert held_out.sources.preprocessing == recipe.source != recipe.preprocessing
+    assert {squares.preprocessing for squares in held_out.squares.values()} == {recipe.preprocessing}
+
+
+def test_faces_are_shown_smaller_and_smaller_where_the_seed_has_it(tmp_path: Path) -> None:
+    """Black ones with a green bar, so thin that it is as green nowhere in their backgrounds."""
+    samples = tuple(Sample(f"{number}.png", 1, f"{number}") for number in range(6))
+    for sample in samples:
+        face = Image.new("RGB", (200, 200))
+        face.paste((0, 255, 0), (0, 120, 200, 150))
+        face.save(tmp_path / sample.name)
+    data = Dataset(tmp_path, ("x", "y"), (), samples, (), (), "")
+    seen: list[list[torch.Tensor]] = []
+    for seed in (0, 0, 1):
+        recipe, network = Recipe(image_size=160, seed=seed), Brightness()
+        torch.manual_seed(len(seen))  # whatever happened before does not matter
+        judge(network, HeldOut.of(data, recipe, tmp_path, "face"), data, recipe, CPU, 0.9)  # type: ignore[arg-type]
+        seen.append(network.seen[1:])  # after the validation
+    first, again, other = seen
+    for scale, pictures in zip(FACE_SCALES, first, strict=True):
+        assert pictures.shape == (6, 160, 160, 3)
+        green = (pictures[..., 1] > 230).float().mean((1, 2))
+        assert float(green.median()) == pytest.approx(0.15 * scale**2, rel=0.25), scale  # less at blurred edges
+    assert all(torch.equal(*pictures) for pictures in zip(first, again, strict=True))
+    assert not any(torch.equal(*pictures) for pictures in zip(first[1:], other[1:], strict=True))
 
 
 def test_the_interval_of_all_folds_is_that_of_their_people() -> None:
