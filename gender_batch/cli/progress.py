@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gender_batch.cli.exits import note
+from gender_batch.evaluation.text import printable
 
 if TYPE_CHECKING:
     from gender_batch.cli.log import Log
@@ -70,6 +71,7 @@ class TrainingProgress:
         self._line(message)
 
     def _line(self, message: str) -> None:
+        message = printable(message)  # it may quote a name
         self.told = time.monotonic()
         if self.console.is_terminal:
             self.console.print(message, markup=False, soft_wrap=True)
@@ -77,8 +79,7 @@ class TrainingProgress:
             note(message)  # which a full disk under it, or a reader that has gone, does not end
         self.unlogged.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
         if self.log is None and self.folder.is_dir():
-            # A file name need not be text.
-            self.log = (self.folder / "train.log").open("a", encoding="utf-8", errors="backslashreplace")
+            self.log = (self.folder / "train.log").open("a", encoding="utf-8")
         if self.log:
             self.log.writelines(self.unlogged)
             self.log.flush()
