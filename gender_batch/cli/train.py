@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -269,12 +268,12 @@ def _tell(result: Result, target_precision: float) -> None:
 @contextmanager
 def _disk_errors_told(data: Path, folder: Path, how_to_go_on: str) -> Iterator[None]:
     """An error of the file system becomes one line that names the place, the cause and the remedy, and exit code 1."""
-    from gender_batch.scoring.state import volume_of
+    from gender_batch.scoring.state import NO_ROOM, volume_of
 
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in NO_ROOM:
             remedy = f"make room on {volume_of(folder)}, or let this user write more. {how_to_go_on}"
         else:
             remedy = f"this user must be able to read {data}, and to write {folder}, which --out names"

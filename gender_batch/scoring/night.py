@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from gender_batch.pictures.read import content_digest
@@ -56,8 +55,7 @@ class Night:
         self.giving = 0.0
         self._folder = os.getcwdb() + b"/"
         self._expected: deque[_Expected] = deque()
-        with state.errors:
-            self._order = _Order(state.path.parent)
+        self._order = _Order(state)
         self._seen = bytearray()
 
     def __enter__(self) -> Night:
@@ -85,8 +83,7 @@ class Night:
         """The next rows in chunks, as long as at least so many are known."""
         while (count := min(CHUNK, self._first_expected() - self.given)) >= least:
             began = time.perf_counter()
-            with self.state.errors:
-                identifiers = self._order.numbers(self.given, count)
+            identifiers = self._order.numbers(self.given, count)
             wanted = {abs(identifier) for identifier in identifiers}
             rows = self.state.rows(wanted)
             if missing := wanted - rows.keys():
@@ -123,8 +120,7 @@ class Night:
             known = self.state.find(key)
             answered = self._answered(known, key, stamp, content)
             identifier = answered or self.state.expect(key, stamp)
-            with self.state.errors:
-                self._order.add(-identifier if relative else identifier)
+            self._order.add(-identifier if relative else identifier)
             self.found += 1
             self.told(self)
             if answered is None:
@@ -167,19 +163,23 @@ class _Expected(NamedTuple):
 
 
 class _Order:
-    """Numbers in the order they came, in a nameless file in a folder. Raises OSError."""
+    """Numbers in the order they came, in a nameless file beside the state. Raises StateError."""
 
-    def __init__(self, folder: Path) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close()
+    def __init__(self, state: State) -> None:
+        self._errors = state.errors
+        with self._errors:
+            self._file = tempfile.TemporaryFile(dir=state.path.parent)  # noqa: SIM115 - closed by close()
 
     def close(self) -> None:
         with suppress(OSError):  # on a full disk; nobody reads it any more
             self._file.close()
 
     def add(self, number: int) -> None:
-        self._file.write(number.to_bytes(8, sys.byteorder, signed=True))
+        with self._errors:
+            self._file.write(number.to_bytes(8, sys.byteorder, signed=True))
 
     def numbers(self, start: int, count: int) -> array[int]:
         """So many of them from that place on."""
-        self._file.flush()
-        return array("q", os.pread(self._file.fileno(), 8 * count, 8 * start))
+        with self._errors:
+            self._file.flush()
+            return array("q", os.pread(self._file.fileno(), 8 * count, 8 * start))

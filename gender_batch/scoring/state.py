@@ -24,6 +24,9 @@ COMMIT_SECONDS = 0.1
 LEAST_FREE = 64 * 1024 * 1024
 """Bytes that must stay free on the state's volume: the run stops before it fills the disk for everybody."""
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system calls a file that may not grow: the disk is full, or this user's share of it, or the file's limit."""
+
 MOST_AHEAD = 512
 """Pictures that are read ahead at most."""
 
@@ -334,7 +337,7 @@ class _Errors:
                 raise StateError(self._no_room(error)) from None
             raise StateError(_damaged(self.path, error)) from None  # such as a table that is not there
         if isinstance(error, OSError):
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno in NO_ROOM:
                 raise StateError(self._no_room(error.strerror)) from None
             raise StateError(f"{self.path}: {error.strerror}; name a file that can be written with --state") from None
 

@@ -60,8 +60,10 @@ def test_figures_are_told_where_the_report_cannot_be_written(data: Path, tmp_pat
     (tmp_path / "report" / "metrics.json").mkdir(parents=True)
     result = gender_batch("evaluate", data, "--faces", "never", "--out", tmp_path / "report")
     assert result.returncode == 1
-    told = f"gender-batch: {tmp_path}/report/metrics.json: Is a directory; the report is not complete: "
-    assert result.stderr.decode().splitlines()[-1].startswith(told)
+    assert result.stderr.decode().splitlines()[-1] == (
+        f"gender-batch: {tmp_path}/report/metrics.json: Is a directory; the report is not complete: name another "
+        "folder with --out"
+    )
     assert b"measured on                 2 pictures" in result.stdout
 
 

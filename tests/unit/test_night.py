@@ -70,6 +70,13 @@ class Folder:
         os.utime(path, ns=(mtime, mtime))
         return str(path)
 
+    def edit(self, *statements: str) -> None:
+        """Change the state as no run does."""
+        with sqlite3.connect(self.state) as database:
+            for statement in statements:
+                database.execute(statement)
+        database.close()
+
     def night(self, policy: Policy = Policy(), digest: str = "model") -> tuple[list[str], list[Prediction]]:  # noqa: B008
         """What was scored, by name, and the rows."""
         reader = Reader()
@@ -431,9 +438,7 @@ def test_what_is_no_state_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 def test_a_state_of_a_newer_version_is_refused(folder: Folder) -> None:
     folder.night()
-    with sqlite3.connect(folder.state) as database:
-        database.execute("PRAGMA user_version = 3")
-    database.close()
+    folder.edit("PRAGMA user_version = 3")
     with pytest.raises(StateError, match=r"version 3.*--fresh"):
         State(folder.state, "model")
     remove_state(folder.state)
@@ -442,11 +447,8 @@ def test_a_state_of_a_newer_version_is_refused(folder: Folder) -> None:
 
 def test_a_state_of_version_1_is_taken_over(folder: Folder) -> None:
     folder.night()
-    with sqlite3.connect(folder.state) as database:
-        for column in ("box", "reason", "others"):
-            database.execute(f"ALTER TABLE pictures DROP COLUMN {column}")
-        database.execute("PRAGMA user_version = 1")
-    database.close()
+    dropped = [f"ALTER TABLE pictures DROP COLUMN {column}" for column in ("box", "reason", "others")]
+    folder.edit(*dropped, "PRAGMA user_version = 1")
     assert folder.night()[0] == []
     with sqlite3.connect(folder.state) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (2,)
@@ -484,18 +486,14 @@ def test_a_damaged_state_is_told(folder: Folder, where: int) -> None:
 )
 def test_values_that_no_row_has_are_told_as_damage(folder: Folder, change: str) -> None:
     folder.night()
-    with sqlite3.connect(folder.state) as database:
-        database.execute(f"UPDATE pictures SET {change}")  # noqa: S608 - the test's own
-    database.close()
+    folder.edit(f"UPDATE pictures SET {change}")  # noqa: S608 - the test's own
     with pytest.raises(StateError, match=r"state\.db: .*damaged.* remove this one"):
         folder.night()
 
 
 def test_a_state_without_its_tables_is_told_as_damaged(folder: Folder) -> None:
     folder.night()
-    with sqlite3.connect(folder.state) as database:
-        database.execute("DROP TABLE pictures")
-    database.close()
+    folder.edit("DROP TABLE pictures")
     with pytest.raises(StateError, match=r"damaged one \(no such table"):
         folder.night()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -48,3 +49,12 @@ def test_the_log_of_a_training_has_what_was_told_before_it_had_a_folder(tmp_path
         progress.note("fold 1 of 3")
     lines = (folder / "train.log").read_text().splitlines()
     assert [line.split(" ", 2)[2] for line in lines] == ["faces are cut out", "left out: a.txt", "fold 1 of 3"]
+
+
+def test_a_training_goes_on_where_nobody_can_read_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr("sys.stderr", io.TextIOWrapper(full, write_through=True))
+        with TrainingProgress(tmp_path) as progress:
+            progress.note("kept")
+        monkeypatch.undo()
+    assert (tmp_path / "train.log").read_text().endswith(" kept\n")
