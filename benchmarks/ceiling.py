@@ -23,7 +23,7 @@ from gender_batch.scoring.pool import CHUNK
 from gender_batch.scoring.worker import KEPT
 
 TOGETHER = 4
-"""Pictures inferred at a time: of 1, 2, 4 and 8 the quickest, or next to it, with int8 and VNNI."""
+"""Pictures inferred at a time: of 1, 2, 4 and 8 the quickest, or next to it, with int8."""
 
 DECODED = CHUNK
 """Pictures decoded before they are inferred, where both are done: `classify` does the same."""

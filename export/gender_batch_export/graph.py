@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from pathlib import Path
 
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gender_batch import __version__
 from gender_batch.model.metadata import KEY, Metadata
@@ -17,7 +19,8 @@ OPSET = 20
 
 
 class Serving(nn.Module):
-    """The network with temperature and softmax: uint8 (N, size, size, 3) to probabilities (N, classes).
+    """The network, in evaluation mode, with temperature and softmax: uint8 (N, size, size, 3) to probabilities
+    (N, classes).
 
     The first convolution divides by the standard deviation, which by itself takes 3% of an int8 inference. It
     cannot subtract the mean, too: what it pads pictures with stands for a pixel of the mean. Changes `network`.
@@ -30,6 +33,7 @@ class Serving(nn.Module):
         self.network = network
         self.temperature = temperature
         self.register_buffer("mean", 255 * network.mean)
+        _simplify(network)
         first = next(module for module in network.features.modules() if isinstance(module, nn.Conv2d))
         first.weight = nn.Parameter(first.weight.detach() / (255 * network.std))
 
@@ -37,6 +41,21 @@ class Serving(nn.Module):
         pixels = pictures.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean
         logits: Tensor = self.network.head(self.network.pooled(pixels))
         return torch.softmax(logits / self.temperature, dim=1)
+
+
+def _simplify(network: Network) -> None:
+    """The same function with batch norms folded into the convolutions before them, and nothing computed in place.
+
+    The exporter would do the former, too, and took 20 s over both, where it takes 7 s so.
+    """
+    for module in network.features.modules():
+        if isinstance(module, nn.ReLU6):
+            module.inplace = False
+        elif isinstance(module, nn.Sequential):
+            for (before, first), (after, second) in pairwise(list(module.named_children())):
+                if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                    setattr(module, before, fuse_conv_bn_eval(first, second))
+                    setattr(module, after, nn.Identity())
 
 
 def metadata_of(checkpoint: Checkpoint) -> Metadata:
@@ -56,7 +75,7 @@ def metadata_of(checkpoint: Checkpoint) -> Metadata:
 def write_graph(checkpoint: Checkpoint, path: Path) -> None:
     """Export, check with onnx.checker, and write one file with its metadata."""
     size = checkpoint.preprocessing.size
-    serving = Serving(copy.deepcopy(checkpoint.network), checkpoint.temperature).eval()
+    serving = Serving(copy.deepcopy(checkpoint.network).eval(), checkpoint.temperature).eval()
     # Two pictures: torch.export takes a dimension of one for a constant.
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     program = torch.onnx.export(

@@ -26,7 +26,7 @@ from gender_batch.cli.exits import Exit, fail, needing_extra, note, stopping_on_
     default=("fp32",),
     show_default=True,
     type=click.Choice(["fp32", "fp16", "int8"]),
-    help="May be given several times: fp16 is for GPUs, int8 for CPUs with VNNI.",
+    help="May be given several times: fp16 is for GPUs, int8 for CPUs.",
 )
 def export(run: Path | None, out: Path | None, precisions: tuple[str, ...]) -> None:
     """Convert the checkpoint in RUN to ONNX, and prove that it gives the same answers.

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from gender_batch.model.cuda import Missing, is_full, missing_for_cuda, missing_libraries
 from gender_batch.model.metadata import KEY, Metadata, ModelError
+from gender_batch.model.processor import CPU_INFO, instructions
 
 DEFAULT_FOLDER = Path(__file__).parent / "default"
 DEFAULT_NAME = "apparent-gender"
 """The model that comes with the program, in float32 as .onnx and in other precisions as .int8.onnx and .fp16.onnx."""
 
-CPU_INFO = Path("/proc/cpuinfo")
-VNNI = {"avx512_vnni", "avx_vnni"}
-"""Instructions that make int8 about twice as fast as float32. Without them it is slower, and on some CPUs its sums
-saturate."""
+INT8 = "avx2"
+"""The instructions with which int8 is quicker than float32: 1.4 times with them alone, twice with VNNI besides. (What
+int8 is worth on processors other than x86 has not been measured.)"""
 
 _ERRORS_ONLY, _NOTHING = 3, 4
 
@@ -63,19 +63,9 @@ class Device:
 
 def default_model(device: str, folder: Path = DEFAULT_FOLDER, cpu_info: Path = CPU_INFO) -> Path:
     """The file of the program's own model that suits the device, "cuda" or "cpu": float16, int8, or else float32."""
-    precision = "fp16" if device == "cuda" else "int8" if _has_vnni(cpu_info) else None
+    precision = "fp16" if device == "cuda" else "int8" if INT8 in instructions(cpu_info) else None
     file = folder / f"{DEFAULT_NAME}.{precision}.onnx"
     return file if precision and file.is_file() else folder / f"{DEFAULT_NAME}.onnx"
-
-
-def _has_vnni(cpu_info: Path) -> bool:
-    """Linux on x86 tells; where the file is not there, or does not say so, there is none to rely on."""
-    try:
-        lines = cpu_info.read_text(errors="replace").splitlines()
-    except OSError:
-        return False
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return not VNNI.isdisjoint(flags.split())
 
 
 class Model:

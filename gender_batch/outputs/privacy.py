@@ -31,15 +31,16 @@ def pseudonymiser(key_file: Path) -> Callable[[str], str]:
     """
     try:
         with key_file.open("rb") as file:
-            key = file.read(LONGEST_KEY + 1).strip()
+            content = file.read(LONGEST_KEY + 1)
     except OSError as error:
         raise KeyFileError(f"{key_file}: {error.strerror}; name a file that holds a key") from None
+    if len(content) > LONGEST_KEY:
+        raise KeyFileError(f"{key_file}: more than {LONGEST_KEY:,} bytes, and so no key; name a file that holds one")
+    key = content.strip()
     if len(key) < SHORTEST_KEY:
         raise KeyFileError(
             f"{key_file}: a key of {len(key)} bytes; it needs {SHORTEST_KEY} or more: openssl rand -hex 32 > {key_file}"
         )
-    if len(key) > LONGEST_KEY:
-        raise KeyFileError(f"{key_file}: more than {LONGEST_KEY:,} bytes, and so no key; name a file that holds one")
     return lambda path: hmac.new(key, os.fsencode(path), hashlib.sha256).hexdigest()
 
 

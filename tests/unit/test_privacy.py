@@ -30,9 +30,12 @@ def test_any_name_has_a_pseudonym_of_its_own(tmp_path: Path) -> None:
     assert len({name_of(name) for name in names} | {other(name) for name in names}) == 8
 
 
-def test_what_never_ends_is_no_key() -> None:
+def test_what_never_ends_is_no_key(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match=r"/dev/urandom: more than 1,048,576 bytes"):
         pseudonymiser(Path("/dev/urandom"))
+    (tmp_path / "spaces").write_text(" " * (1 << 20) + "0123456789abcdef")  # to its end it is more than what is read
+    with pytest.raises(KeyFileError, match=r"spaces: more than 1,048,576 bytes"):
+        pseudonymiser(tmp_path / "spaces")
 
 
 def test_a_weak_or_missing_key_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
-from gender_batch_export.rounding import codes, products
+from gender_batch_export.rounding import codes, products, ranges
 
 
 def node(kernel: int, stride: int, padding: int, groups: int) -> Any:
@@ -80,6 +80,36 @@ def test_codes_are_as_far_below_zero_as_above_at_most() -> None:
     assert rounded.reshape(-1).tolist() == [-127, 127, -100, 100]
 
 
+def test_a_code_stands_for_more_where_neighbours_would_be_too_large_together() -> None:
+    pairs = [[1, 0.5, 0.1, 0.9], [-1, -1, 0, 0.2], [1, -1, 1, -1], [0.25, 0, 0.3, 0.3], [0, 0, 0, 0]]
+    weights = np.array(pairs, np.float32).reshape(5, 4, 1, 1)
+    expected = [1.5 * 127 / 128, 2 * 127 / 128, 1, 0.6 * 127 / 128, 0]
+    assert ranges(weights) == pytest.approx(expected)
+    # Places of a kernel are no neighbours: those of one input channel have none.
+    assert ranges(weights.reshape(20, 1, 1, 1)) == pytest.approx(np.abs(weights).reshape(20))
+    assert ranges(weights.reshape(5, 1, 2, 2)) == pytest.approx([1, 1, 1, 0.3, 0])
+    assert ranges(weights.reshape(5, 2, 2, 1)) == pytest.approx(
+        [1.4 * 127 / 128, 1, 2 * 127 / 128, 0.55 * 127 / 128, 0]
+    )
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 7, 16]), st.sampled_from([1, 3]), st.booleans())
+@settings(deadline=None)
+def test_two_neighbours_fit_into_16_bits_with_any_input(seed: int, inputs: int, kernel: int, alike: bool) -> None:
+    """As x86 without VNNI adds them up: a sum that is cut off would be wrong there, and right elsewhere."""
+    random = np.random.default_rng(seed)
+    weights = random.normal(size=(8, inputs, kernel, kernel)).astype(np.float32)
+    if alike:  # so that rounding errors push the next ones far
+        weights = np.abs(weights).max(axis=1, keepdims=True) * np.ones_like(weights)
+    values = random.normal(size=(inputs * kernel**2, 40)) @ np.diag(random.normal(size=40))
+    rounded = codes(weights, ranges(weights) / 127, (values @ values.T)[np.newaxis]).astype(int)
+    assert np.abs(rounded).max() <= 127
+    largest = np.maximum(rounded[:, :-1], 0) + np.maximum(rounded[:, 1:], 0)
+    smallest = np.minimum(rounded[:, :-1], 0) + np.minimum(rounded[:, 1:], 0)
+    assert (255 * largest <= np.iinfo(np.int16).max).all()
+    assert (255 * smallest >= np.iinfo(np.int16).min).all()
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 6]))
 @settings(deadline=None, max_examples=30)
 def test_outputs_come_nearer_than_with_each_weight_rounded_by_itself(seed: int, groups: int) -> None:
@@ -113,7 +143,7 @@ def test_channels_that_are_always_zero_do_no_harm() -> None:
 
 def test_a_channel_that_is_always_zero_beside_others_does_no_harm() -> None:
     weights = np.random.default_rng(0).normal(size=(4, 3, 1, 1)).astype(np.float32)
-    scales = (np.abs(weights).max(axis=(1, 2, 3)) / 127).astype(np.float32)
+    scales = ranges(weights) / 127
     rounded = codes(weights, scales, np.diag([1.0, 0.0, 2.0])[np.newaxis])
     np.testing.assert_array_equal(rounded, np.rint(weights / scales[:, None, None, None]))
 

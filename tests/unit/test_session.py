@@ -19,19 +19,18 @@ from PIL import Image
 from gender_batch.model import cuda, session
 from gender_batch.model.cuda import Missing, page_locked
 from gender_batch.model.metadata import KEY, ModelError
+from gender_batch.model.processor import instructions
 from gender_batch.model.session import (
-    CPU_INFO,
     DEFAULT_FOLDER,
     GpuError,
     Model,
     NoGpuError,
     OutOfGpuMemoryError,
-    _has_vnni,
     default_model,
 )
 
 FP32, FP16, INT8 = (f"apparent-gender{precision}.onnx" for precision in ("", ".fp16", ".int8"))
-INTEL = "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu vme avx512f avx512_vnni sse\nbugs\t\t: spectre_v1\n"
+INTEL = "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu vme avx2 avx512f sse\nbugs\t\t: spectre_v1\n"
 
 
 @pytest.fixture
@@ -45,10 +44,9 @@ def folder(tmp_path: Path) -> Path:
     ("device", "cpu_info", "expected"),
     [
         ("cpu", INTEL, INT8),
-        ("cpu", INTEL.replace("avx512_vnni", "avx_vnni"), INT8),
-        ("cpu", INTEL.replace("avx512_vnni", "avx512_vnni_but_other"), FP32),
-        ("cpu", INTEL.replace("avx512_vnni ", ""), FP32),
-        ("cpu", "Features\t: fp asimd avx512_vnni\n", FP32),
+        ("cpu", INTEL.replace("avx2", "avx2_but_other"), FP32),
+        ("cpu", INTEL.replace("avx2 ", ""), FP32),
+        ("cpu", "Features\t: fp asimd avx2\n", FP32),
         ("cpu", "", FP32),
         ("cuda", "", FP16),
         ("cuda", INTEL, FP16),
@@ -62,7 +60,7 @@ def test_the_file_suits_the_device(folder: Path, device: str, cpu_info: str, exp
         assert default_model(device, folder, folder / "cpuinfo") == folder / FP32
 
 
-def test_without_cpuinfo_there_is_no_vnni(folder: Path) -> None:
+def test_without_cpuinfo_nothing_is_relied_on(folder: Path) -> None:
     assert default_model("cpu", folder, folder / "missing") == folder / FP32
 
 
@@ -82,7 +80,7 @@ def with_bias(path: Path, bias: list[float]) -> Path:
     return path
 
 
-@pytest.mark.skipif(not _has_vnni(CPU_INFO), reason="int8 is chosen on processors with VNNI")
+@pytest.mark.skipif("avx2" not in instructions(), reason="int8 is chosen on processors with AVX2")
 def test_parent_and_workers_take_the_int8_file_and_say_so(tmp_path: Path) -> None:
     """A copy of the package, in which the int8 file is another model: one that is always sure."""
     shutil.copytree(REPOSITORY / "gender_batch", tmp_path / "gender_batch")
