@@ -116,7 +116,7 @@ def _report(plan: Plan) -> list[str]:
         f"{', '.join(f'{name} {version}' for name, version in versions().items())}; model {default_model('cpu').name}. "
         f"Medians of {plan.rounds} rounds, in pictures per second. `reckoned`: from the two columns before it, as if "
         f"each core did both for a picture and neither slowed the other. `both`: measured, one process a core that "
-        f"decodes {ceiling.DECODED} pictures and infers them {ceiling.TOGETHER} at a time, and does nothing else. "
+        f"decodes {ceiling.DECODED} pictures, infers them 1, 2, 4 or 8 (the quickest) at a time and does no more. "
         "`outside both`: microseconds of a core that a picture took beyond that.",
         "",
         "| photos | KB | decode alone | infer alone | reckoned | both | classify | of both | range | of reckoned "

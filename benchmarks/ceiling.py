@@ -22,9 +22,6 @@ from gender_batch.scoring.cores import usable_cores
 from gender_batch.scoring.pool import CHUNK
 from gender_batch.scoring.worker import KEPT
 
-TOGETHER = 4
-"""Pictures inferred at a time: of 1, 2, 4 and 8 the quickest, or next to it, with int8."""
-
 DECODED = CHUNK
 """Pictures decoded before they are inferred, where both are done: `classify` does the same."""
 
@@ -40,14 +37,14 @@ def _decode(model: Path, paths: Sequence[str], pipe: Connection) -> None:
 
 def _both(model: Path, paths: Sequence[str], pipe: Connection) -> None:
     opened = Model(model, "cpu", threads=1)
-    spec = opened.metadata.preprocessing
+    spec, together = opened.metadata.preprocessing, _together(opened)
     pixels: list[Pixels] = []
 
     def once(path: str) -> None:
         pixels.append(spec.apply(spec.read(path).image))
         if len(pixels) == DECODED:
-            for start in range(0, DECODED, TOGETHER):
-                opened.probabilities(np.stack(pixels[start : start + TOGETHER]))
+            for start in range(0, DECODED, together):
+                opened.probabilities(np.stack(pixels[start : start + together]))
             pixels.clear()
 
     _measure(once, paths, pipe)
@@ -59,28 +56,45 @@ def _find(model: Path, paths: Sequence[str], pipe: Connection) -> None:
     if detector is None:
         raise LookupError("no face detector")
     opened = Model(model, "cpu", threads=1)
-    spec = opened.metadata.preprocessing
+    spec, together = opened.metadata.preprocessing, _together(opened)
     looker = Looker(FaceSearch(detector), spec)
     pixels: list[Pixels] = []
 
     def once(path: str) -> None:
         pixels.extend(spec.apply(square) for square in looker.look(read_bytes(path)).squares)
-        while len(pixels) >= TOGETHER:
-            opened.probabilities(np.stack(pixels[:TOGETHER]))
-            del pixels[:TOGETHER]
+        while len(pixels) >= together:
+            opened.probabilities(np.stack(pixels[:together]))
+            del pixels[:together]
 
     _measure(once, paths, pipe)
 
 
 def _infer(model: Path, paths: Sequence[str], pipe: Connection) -> None:
     opened = Model(model, "cpu", threads=1)
-    spec = opened.metadata.preprocessing
-    pixels = np.stack([spec.apply(spec.read(paths[0]).image)] * TOGETHER)
+    spec, together = opened.metadata.preprocessing, _together(opened)
+    pixels = np.stack([spec.apply(spec.read(paths[0]).image)] * together)
 
     def once(_: str) -> None:
         opened.probabilities(pixels)
 
-    _measure(once, paths[::TOGETHER], pipe, TOGETHER)
+    _measure(once, paths[::together], pipe, together)
+
+
+def _together(model: Model) -> int:
+    """How many pictures are inferred at a time: what is quickest hangs on the processor's caches."""
+    size = model.metadata.preprocessing.size
+
+    def seconds(count: int) -> float:
+        """For each picture; the least of a few trials, since the other processes try, too."""
+        pixels = np.zeros((count, size, size, 3), np.uint8)
+        taken = []
+        for _ in range(5):
+            began = time.perf_counter()
+            model.probabilities(pixels)
+            taken.append(time.perf_counter() - began)
+        return min(taken) / count
+
+    return min((1, 2, 4, 8), key=seconds)
 
 
 def _measure(once: Callable[[str], None], paths: Sequence[str], pipe: Connection, pictures: int = 1) -> None:

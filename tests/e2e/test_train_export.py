@@ -129,7 +129,7 @@ def test_resumed_equals_uninterrupted(labelled: Path, initial_weights: Path, tmp
     (tmp_path / "labels.csv").write_text("\n".join(["path,age", *lines]) + "\n")
     extra = ("--labels", tmp_path / "labels.csv", "--auxiliary", "age")
     arguments = ("train", labelled, "--init", initial_weights, *SHORT, *extra, "--out")
-    whole = gender_batch(*arguments, tmp_path / "whole")
+    whole = in_this_process(*arguments, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     with subprocess.Popen([COMMAND, *arguments, tmp_path / "cut"], stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
@@ -140,7 +140,7 @@ def test_resumed_equals_uninterrupted(labelled: Path, initial_weights: Path, tmp
         told = process.stderr.read()
         assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert b"--resume" in told
-    resumed = gender_batch(*arguments, tmp_path / "cut", "--resume")
+    resumed = in_this_process(*arguments, tmp_path / "cut", "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stderr.count(b"fine-tuning epoch") == 1
     expected = load_file(tmp_path / "whole" / "checkpoint.safetensors")
