@@ -260,7 +260,7 @@ def test_what_float16_cannot_hold_is_refused_and_the_others_are_written(test_fac
 
 @pytest.mark.parametrize(
     ("precision", "factor", "channels"),
-    [("fp16", 2.0**20, slice(None)), ("int8", 2.0**12, slice(3))],
+    [("fp16", 2.0**20, slice(None)), pytest.param("int8", 2.0**12, slice(3), marks=pytest.mark.slow)],
 )
 def test_early_layers_that_a_precision_cannot_hold_stay_in_float32(
     test_faces: Path, tmp_path: Path, precision: str, factor: float, channels: slice

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from installed import gender_batch, read_csv
+from installed import gender_batch, in_this_process, read_csv
 from PIL import Image
 
 
@@ -175,12 +175,12 @@ def test_training_on_faces_from_photos_to_serving(
     assert re.search(rb"test accuracy  .* of \d+ pictures of \d+ people\n", result.stdout)
     log = (run / "train.log").read_text()
     assert "photos that were looked at" in log
-    again = gender_batch("train", tmp_path / "photos", "--out", run, *options)
+    again = in_this_process("train", tmp_path / "photos", "--out", run, *options)
     assert (again.returncode, (run / "train.log").read_text()) == (2, log)
     assert b"holds a finished run" in again.stderr
 
     run = run.rename(tmp_path / "moved")
-    result = gender_batch("export", run)
+    result = in_this_process("export", run)
     assert result.returncode == 0, result.stderr
     # The model says that it is one of faces: auto finds them. The held-out photos get the answers of training.
     rows = tmp_path / "rows.csv"

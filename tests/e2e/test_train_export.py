@@ -42,7 +42,7 @@ def run(labelled: Path, initial_weights: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def model(run: Path) -> Path:
-    result = gender_batch("export", run)
+    result = in_this_process("export", run)
     assert result.returncode == 0, result.stderr.decode()
     assert b"labels changed 0" in result.stdout
     return run / "model.onnx"
@@ -294,7 +294,7 @@ def test_what_a_killed_export_left_is_removed_unless_another_one_runs(copied: Pa
     assert not list(copied.glob(".model*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_export_that_is_stopped_says_so_and_leaves_nothing(run: Path, tmp_path: Path, number: int) -> None:
     arguments = [COMMAND, "export", run, "--out", tmp_path / "mine.onnx"]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE) as process:
@@ -353,14 +353,15 @@ def test_the_gate_notices_another_checkpoint(run: Path, model: Path, faces: list
     assert not compare(torch_probabilities(checkpoint, pictures), model, pictures).passed
 
 
-def test_export_without_a_run_takes_the_newest(run: Path, tmp_path: Path) -> None:
-    result = gender_batch("export", cwd=tmp_path)
+def test_export_without_a_run_takes_the_newest(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = in_this_process("export")
     assert result.returncode == 1
     assert b"train" in result.stderr
     shutil.copytree(run, tmp_path / "runs" / "older")
     shutil.copytree(run, tmp_path / "runs" / "newer")
     os.utime(tmp_path / "runs" / "older" / "checkpoint.safetensors", (1, 1))
-    result = gender_batch("export", "--out", "mine.onnx", cwd=tmp_path)
+    result = in_this_process("export", "--out", "mine.onnx")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "mine.onnx").is_file()
     assert (tmp_path / "mine.md").is_file()
@@ -438,7 +439,7 @@ def test_a_full_disk_is_told_and_the_training_goes_on_when_there_is_room(
     assert last.endswith(f"--out {tmp_path / 'run'} --resume")
     assert b"Traceback" not in full.stderr
     assert not [path for path in (tmp_path / "run").iterdir() if path.suffix == ".tmp"]
-    result = gender_batch(*arguments, "--resume")
+    result = in_this_process(*arguments, "--resume")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
 
