@@ -186,6 +186,7 @@ class _Inference:
     """
 
     SIZES = (1, 2, 4, 8)
+    TOGETHER = max(SIZES)
     TRIALS = 4
 
     def __init__(self, model: Model) -> None:
@@ -197,15 +198,11 @@ class _Inference:
         if not pixels:
             return outcomes
         squares = np.concatenate(pixels)
-        size = self._size()
         began = time.perf_counter()
         answers = []
-        for start in range(0, len(squares), size):
-            begin()
-            answers.append(self._model.probabilities(squares[start : start + size]))
+        for start in range(0, len(squares), self.TOGETHER):
+            answers += self._answers(squares[start : start + self.TOGETHER], begin)
         each = (time.perf_counter() - began) / len(squares)
-        if len(squares) >= max(self.SIZES) and len(self._taken[size]) < self.TRIALS:
-            self._taken[size].append(each)
         probabilities = np.concatenate(answers).tolist()
         finished, start = [], 0
         for outcome in outcomes:
@@ -216,6 +213,18 @@ class _Inference:
                 start += count
             finished.append(outcome)
         return finished
+
+    def _answers(self, squares: NDArray[np.uint8], begin: Callable[[], None]) -> list[NDArray[np.float32]]:
+        """Of TOGETHER squares, or of the last ones of a list, which are no trial."""
+        size = self._size()
+        answers = []
+        began = time.perf_counter()
+        for start in range(0, len(squares), size):
+            begin()
+            answers.append(self._model.probabilities(squares[start : start + size]))
+        if len(squares) == self.TOGETHER and len(self._taken[size]) < self.TRIALS:
+            self._taken[size].append(time.perf_counter() - began)
+        return answers
 
     def _size(self) -> int:
         """The one that was tried least while there is something to try, then the quickest: the least of the trials, of
