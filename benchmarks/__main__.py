@@ -33,7 +33,7 @@ from benchmarks.photos import Kind, kinds, make_set, portrait_kinds, unpacked_fa
 from benchmarks.timing import FEW, ROOT, classify, rate
 from gender_batch import __version__
 from gender_batch.faces.fetch import NAME, VARIABLE, find_detector
-from gender_batch.model.processor import instructions
+from gender_batch.model.processor import CPU_INFO, instructions
 from gender_batch.model.session import DEFAULT_FOLDER, DEFAULT_NAME, default_model
 from gender_batch.outputs.record import versions
 from gender_batch.scoring.cores import usable_cores
@@ -285,7 +285,7 @@ def _missing(python: Path, packages: tuple[str, ...]) -> list[str]:
 
 def _processor() -> str:
     vnni = instructions() & {"avx512_vnni", "avx_vnni"}
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = CPU_INFO.read_text().splitlines()
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     return f"{model} ({'with' if vnni else 'without'} VNNI)"
 
