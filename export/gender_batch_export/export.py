@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from gender_batch.evaluation.groups import by_group
 from gender_batch.evaluation.metrics import Proportion, measure, numbered
 from gender_batch.model.metadata import ModelError
 from gender_batch.model.session import Model, NoProbabilitiesError
-from gender_batch.outputs.publish import locked, temporary_folder
+from gender_batch.outputs.publish import locked, publish_all, temporary_folder
 from gender_batch.training.network import Checkpoint
 from gender_batch.training.run import CHECKPOINT, STATE
 from gender_batch_export.card import Variant, model_card
@@ -141,11 +140,10 @@ def export(run: Path, out: Path | None = None, precisions: Sequence[Precision] =
         variants = _measure(candidates, wanted, out, pictures)
         text = model_card(Model(float32.file).metadata, variants, pictures, out.stem)
         (folder / "card").write_text(text, encoding="utf-8")
-        # All have passed: from here on only renames.
-        for candidate in wanted:
-            os.replace(candidate.file, place(out, candidate.precision))
+        # All have passed.
         card = out.with_suffix(".md")
-        os.replace(folder / "card", card)
+        places = {candidate.file: place(out, candidate.precision) for candidate in wanted}
+        publish_all({**places, folder / "card": card})
     return Exported(
         tuple(Written(item.precision, place(out, item.precision), str(item)) for item in wanted),
         tuple(refused),

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -46,13 +46,31 @@ def published(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             temporary.unlink()
         raise
-    # It is there by now, for whoever looks; and some network file systems cannot sync a folder.
+    _sync_folder(path.parent)
+
+
+def publish_all(places: Mapping[Path, Path]) -> None:
+    """Rename finished files to their places on the same disk, in this order: all are synced before the first is.
+
+    What `published` does, for files that other programs have written, and which keep their permissions. Raises OSError.
+    """
+    for file, place in places.items():
+        with file.open("rb") as opened, _naming(place):
+            os.fsync(opened.fileno())
+    for file, place in places.items():
+        os.replace(file, place)
+    for folder in dict.fromkeys(place.parent for place in places.values()):
+        _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    # What was renamed is there by now, for whoever looks; and some network file systems cannot sync a folder.
     with suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
 
 
 class _NamedFile(io.FileIO):

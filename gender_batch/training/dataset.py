@@ -89,9 +89,9 @@ def load_dataset(
     read = _read_all(root, pictures, labels_file, crops, advance)
     fingerprints, unreadable = read.fingerprints, read.unreadable
     if len(unreadable) > MOST_UNREADABLE * len(pictures):
-        name, reason = unreadable[0]
+        named = "; ".join(f"{name}: {reason}" for name, reason in unreadable[:MOST_NAMED])
         raise DatasetError(
-            f"{root}: {len(unreadable)} of {len(pictures)} pictures cannot be read, the first {name}: {reason}. "
+            f"{root}: {len(unreadable)} of {len(pictures)} pictures cannot be read: {named}. "
             f"Repair or remove them; up to {MOST_UNREADABLE:.0%} are left out and listed"
         )
     splits = {split: [s for s in found.splits[split] if s.name in fingerprints] for split in SPLITS}

@@ -15,7 +15,15 @@ from typing import TextIO
 
 import pytest
 
-from gender_batch.outputs.publish import LockedError, OwnFiles, journal_of, locked, published, remove_leftovers
+from gender_batch.outputs.publish import (
+    LockedError,
+    OwnFiles,
+    journal_of,
+    locked,
+    publish_all,
+    published,
+    remove_leftovers,
+)
 
 HOLD = """
 import sys
@@ -106,9 +114,9 @@ def test_an_error_leaves_the_old_file_and_nothing_else(error: type[BaseException
     assert names(tmp_path) == ["preds.csv"]
 
 
-def test_all_of_it_is_on_the_disk_before_it_takes_its_place_and_its_name_is_afterwards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is told the disk, one after another."""
     done: list[str] = []
     fsync, replace = os.fsync, os.replace
 
@@ -123,9 +131,28 @@ def test_all_of_it_is_on_the_disk_before_it_takes_its_place_and_its_name_is_afte
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", renamed)
+    return done
+
+
+def test_all_of_it_is_on_the_disk_before_it_takes_its_place_and_its_name_is_afterwards(
+    tmp_path: Path, done: list[str]
+) -> None:
     with published(tmp_path / "preds.csv") as file:
         file.write(b"rows")
     assert done == ["4 bytes", "name", "folder"]
+
+
+def test_several_files_are_on_the_disk_before_the_first_takes_its_place(tmp_path: Path, done: list[str]) -> None:
+    (tmp_path / "made").mkdir()
+    for name in ("model", "card"):
+        (tmp_path / "made" / name).write_text(name)
+        (tmp_path / name).write_text("of an earlier export")
+    (tmp_path / "made" / "model").chmod(0o640)
+    publish_all({tmp_path / "made" / name: tmp_path / name for name in ("model", "card")})
+    assert done == ["5 bytes", "4 bytes", "name", "name", "folder"]
+    assert [(tmp_path / name).read_text() for name in ("model", "card")] == ["model", "card"]
+    assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == 0o640
+    assert not any((tmp_path / "made").iterdir())
 
 
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
