@@ -112,14 +112,14 @@ def answers_of_the_embedded_network(
 
 @pytest.fixture(scope="module")
 def run(test_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program's own network, with 200 pictures to judge on, which are just enough, and 200 to test."""
+    """The program's own network, with 200 pictures to judge on, which are just enough, and 100 to test."""
     network, metadata = embedded_network()
-    return write_run(tmp_path_factory.mktemp("runs") / "own", network, test_faces, 200, 200, metadata.preprocessing)
+    return write_run(tmp_path_factory.mktemp("runs") / "own", network, test_faces, 200, 100, metadata.preprocessing)
 
 
 @pytest.fixture(scope="module")
 def exported(run: Path) -> Path:
-    result = gender_batch("export", run, "--precision", "fp32", "--precision", "fp16", "--precision", "int8")
+    result = in_this_process("export", run, "--precision", "fp32", "--precision", "fp16", "--precision", "int8")
     assert result.returncode == 0, result.stderr.decode()
     assert result.stderr == b""
     return run
@@ -213,18 +213,8 @@ def test_the_card_has_the_figures_that_the_files_really_reach(exported: Path, te
     for group, shares in groups.items():
         line = next(line for line in card.splitlines() if line.startswith(f"| {group} |"))
         assert re.findall(r"([\d.]+%) \[", line) == shares
-    assert "200 test pictures" in card
+    assert "100 test pictures" in card
     assert "| half&#124;part | pictures | fp32 | fp16 | int8 |" in card
-
-
-def test_only_what_was_asked_for_is_written(test_faces: Path, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", embedded_network()[0], test_faces, 200, 20)
-    before = {path.name for path in run.iterdir()}
-    result = in_this_process("export", run, "--precision", "fp16", "--out", tmp_path / "mine.onnx")
-    assert result.returncode == 0, result.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"run", "mine.fp16.onnx", "mine.md"}
-    assert {path.name for path in run.iterdir()} == before
-    assert "| fp32 | not written |" in (tmp_path / "mine.md").read_text()
 
 
 def scale_between(network: Network, before: str, after: str, factor: float, channels: slice = slice(None)) -> None:
@@ -262,15 +252,19 @@ def test_what_float16_cannot_hold_is_refused_and_the_others_are_written(test_fac
     ("precision", "factor", "channels"),
     [("fp16", 2.0**20, slice(None)), pytest.param("int8", 2.0**12, slice(3), marks=pytest.mark.slow)],
 )
-def test_early_layers_that_a_precision_cannot_hold_stay_in_float32(
+def test_early_layers_that_a_precision_cannot_hold_stay_in_float32_and_only_what_was_asked_for_is_written(
     test_faces: Path, tmp_path: Path, precision: str, factor: float, channels: slice
 ) -> None:
     network, _ = embedded_network()
     scale_between(network, "1.conv.2", "2.conv.0.0", factor, channels)
     run = write_run(tmp_path / "run", network, test_faces, 200, 20)
-    result = in_this_process("export", run, "--precision", precision)
+    before = {path.name for path in run.iterdir()}
+    result = in_this_process("export", run, "--precision", precision, "--out", tmp_path / "mine.onnx")
     assert result.returncode == 0, result.stderr
     assert b"first 9 convolutions in float32" in result.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"run", f"mine.{precision}.onnx", "mine.md"}
+    assert {path.name for path in run.iterdir()} == before
+    assert "| fp32 | not written |" in (tmp_path / "mine.md").read_text()
 
 
 def test_what_int8_cannot_hold_leaves_no_file(
@@ -287,7 +281,7 @@ def test_what_int8_cannot_hold_leaves_no_file(
     assert {path.name for path in run.iterdir()} == before
 
 
-@pytest.mark.parametrize("validation", [0, 12])
+@pytest.mark.parametrize("validation", [pytest.param(0, marks=pytest.mark.slow), 12])
 def test_on_few_validation_pictures_no_lower_precision_is_judged(
     test_faces: Path, tmp_path: Path, validation: int
 ) -> None:

@@ -159,7 +159,7 @@ def test_training_on_faces_from_photos_to_serving(
     photo(tmp_path / "photos" / "male" / "m9_9.jpg")
     run = tmp_path / "run"
     options = ("--group-by", "/([^/]+)_", "--image-size", "64", "--adapt-epochs", "1", "--fine-epochs", "0")
-    result = gender_batch("train", tmp_path / "photos", "--out", run, *options)
+    result = in_this_process("train", tmp_path / "photos", "--out", run, *options)
     assert result.returncode == 0, result.stderr
     assert "photos that were looked at show a face: faces are cut out and learnt" in result.stderr.decode()
     assert json.loads((run / "config.json").read_text())["statistics_from"] > 49

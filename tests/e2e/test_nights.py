@@ -256,7 +256,7 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("error", "step"),
     [
-        pytest.param(errno.ENOSPC, 4, id="ENOSPC, every fourth"),
+        pytest.param(errno.ENOSPC, 8, id="ENOSPC, every eighth"),
         pytest.param(errno.ENOSPC, 1, id="ENOSPC", marks=pytest.mark.slow),
         pytest.param(errno.EIO, 1, id="EIO", marks=pytest.mark.slow),
     ],

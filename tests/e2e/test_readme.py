@@ -20,7 +20,7 @@ COMMANDS = [
     for line in block.splitlines()
 ]
 
-FEW = 14
+FEW = 11
 """People in each class, two of them on two photos: the commands are tried, not the accuracy."""
 
 

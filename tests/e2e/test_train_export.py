@@ -11,6 +11,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +34,7 @@ SHORT = (*SMALL, "--adapt-epochs", "1", "--fine-epochs", "2")
 def run(labelled: Path, initial_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, split by person."""
     folder = tmp_path_factory.mktemp("runs") / "first"
-    result = gender_batch(
+    result = in_this_process(
         "train", labelled, "--out", folder, "--init", initial_weights, "--group-by", r"/([fm]\d+)_",
         "--attribution", "somebody, CC BY", *SHORT,
     )  # fmt: skip
@@ -308,14 +310,20 @@ def test_an_export_that_is_stopped_says_so_and_leaves_nothing(run: Path, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_told_with_the_file(run: Path, tmp_path: Path) -> None:
-    """A limit of a file's size, which the system tells as it does of a full disk: without the file's name."""
+@contextmanager
+def files_limited_to(size: int) -> Iterator[None]:
+    """A limit of a file's bytes, which the system tells as it does of a full disk: without the file's name."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        result = in_this_process("export", run, "--out", tmp_path / "mine.onnx")
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_with_the_file(run: Path, tmp_path: Path) -> None:
+    with files_limited_to(1_000_000):
+        result = in_this_process("export", run, "--out", tmp_path / "mine.onnx")
     assert result.returncode == 1
     assert result.stderr.decode() == (
         f"gender-batch: {tmp_path / 'mine.onnx'}: File too large; {run} must be readable, and where the file goes "
@@ -410,7 +418,7 @@ def test_a_file_whose_name_is_no_text_does_not_end_the_training(
     shutil.copytree(labelled, tmp_path / "data")
     Path(os.fsdecode(os.fsencode(tmp_path / "data" / "male") + b"/caf\xe9.jpg")).write_text("no picture")
     arguments = ("train", tmp_path / "data", "--out", tmp_path / "run", "--init", initial_weights, *SMALL)
-    result = gender_batch(*arguments, "--adapt-epochs", "1", "--fine-epochs", "0")
+    result = in_this_process(*arguments, "--adapt-epochs", "1", "--fine-epochs", "0")
     assert result.returncode == 0, result.stderr
     assert "left out: male/caf\\xe9.jpg: unsupported" in (tmp_path / "run" / "train.log").read_text()
 
@@ -430,9 +438,8 @@ def test_a_full_disk_is_told_and_the_training_goes_on_when_there_is_room(
     labelled: Path, initial_weights: Path, tmp_path: Path
 ) -> None:
     arguments = ("train", labelled, "--out", tmp_path / "run", "--init", initial_weights, *SHORT)
-    full = subprocess.run(
-        ["bash", "-c", 'ulimit -f 20000; exec "$@"', "bash", COMMAND, *arguments], capture_output=True, check=False
-    )  # 20 MB a file: the first state has no room
+    with files_limited_to(20_000_000):  # the first state has no room
+        full = in_this_process(*arguments)
     assert full.returncode == 1
     last = full.stderr.decode().splitlines()[-1]
     assert last.startswith(f"gender-batch: {tmp_path / 'run' / 'state.pt'}: File too large; make room on ")
@@ -444,12 +451,12 @@ def test_a_full_disk_is_told_and_the_training_goes_on_when_there_is_room(
     assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
 
 
-def test_a_failed_download_says_how_to_use_init(labelled: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9",
-                   "TORCH_HOME": str(tmp_path / "cache")}  # fmt: skip
-    result = subprocess.run(
-        [COMMAND, "train", labelled, "--out", tmp_path / "run", "--init", "imagenet", *SHORT],
-        env=environment, capture_output=True, check=False, timeout=120,
-    )  # fmt: skip
+def test_a_failed_download_says_how_to_use_init(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    result = in_this_process("train", labelled, "--out", tmp_path / "run", "--init", "imagenet", *SHORT)
     assert result.returncode == 1
     assert b"--init" in result.stderr

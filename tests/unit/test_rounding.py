@@ -110,21 +110,21 @@ def test_two_neighbours_fit_into_16_bits_with_any_input(seed: int, inputs: int, 
     assert (255 * smallest >= np.iinfo(np.int16).min).all()
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 6]))
-@settings(deadline=None, max_examples=30)
-def test_outputs_come_nearer_than_with_each_weight_rounded_by_itself(seed: int, groups: int) -> None:
-    random = np.random.default_rng(seed)
-    inputs = np.concatenate([smooth(random) for _ in range(8)])
-    weights = random.normal(size=(24, 6 // groups, 3, 3)).astype(np.float32)
-    scales = (np.abs(weights).max(axis=(1, 2, 3)) / 7).astype(np.float32)  # coarse, so that there is much to win
-    rounded = codes(weights, scales, products(node(3, 1, 1, groups), (3, 3), inputs))
-    expected = given_out(inputs, weights, 1, 1, groups)
-
-    def error(multiples: NDArray[Any]) -> float:
-        outputs = given_out(inputs, multiples * scales[:, None, None, None], 1, 1, groups)
-        return float(np.square(outputs - expected).sum())
-
-    assert error(rounded) < error(np.rint(weights / scales[:, None, None, None]))
+@pytest.mark.parametrize("groups", [1, 6])
+def test_outputs_come_nearer_than_with_each_weight_rounded_by_itself(groups: int) -> None:
+    """By a fifth and more over twenty convolutions. Of a single one nothing is sure: the method is a greedy one."""
+    errors = np.zeros(2)
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        inputs = np.concatenate([smooth(random) for _ in range(8)])
+        weights = random.normal(size=(24, 6 // groups, 3, 3)).astype(np.float32)
+        scales = (np.abs(weights).max(axis=(1, 2, 3)) / 7).astype(np.float32)  # coarse, so that there is much to win
+        rounded = codes(weights, scales, products(node(3, 1, 1, groups), (3, 3), inputs))
+        expected = given_out(inputs, weights, 1, 1, groups)
+        for way, multiples in enumerate((rounded, np.rint(weights / scales[:, None, None, None]))):
+            outputs = given_out(inputs, multiples * scales[:, None, None, None], 1, 1, groups)
+            errors[way] += np.square(outputs - expected).sum()
+    assert errors[0] < 0.8 * errors[1]
 
 
 def test_inputs_that_have_nothing_in_common_leave_plain_rounding() -> None:
