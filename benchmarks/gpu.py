@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from benchmarks import ceiling
 from benchmarks.photos import Kind, kinds, make_set
 from benchmarks.timing import FEW, classify, rate
 from gender_batch import __version__
+from gender_batch.model.cuda import page_locked
 from gender_batch.model.session import Model
 from gender_batch.outputs.record import versions
 from gender_batch.prediction import Status
@@ -44,28 +46,32 @@ BATCHES = (32, 64, 128, 256, 512)
 @click.option("--files", default=4000, show_default=True, type=click.IntRange(2 * FEW), help="Pictures for each core.")
 @click.option("--device", default="cuda", show_default=True, help="cpu shows that all runs, and no figure of use.")
 def main(out: Path | None, rounds: int, files: int, device: str) -> None:
-    """Measure, print the report, and write it with the machine and the versions."""
+    """Measure, and print the report line by line, with the machine and the versions."""
+    lines = []
+    for line in _report(rounds, files * usable_cores(), device):
+        click.echo(line)
+        lines.append(line)
+        if out:  # a machine that is lent for minutes may be gone before the last line
+            out.write_text("\n".join(lines) + "\n")
+
+
+def _report(rounds: int, files: int, device: str) -> Iterator[str]:
     model = Model(None, device)
-    lines = [
-        "# Speed with a GPU",
-        "",
+    yield "# Speed with a GPU"
+    yield ""
+    yield (
         f"{datetime.now(UTC):%Y-%m-%d}, gender-batch {__version__}, {_gpu(device)}, {usable_cores()} cores, "
         f"{', '.join(f'{name} {version}' for name, version in versions().items())}; model {model.path.name}. "
-        f"Medians of {rounds} rounds, in pictures per second.",
-        "",
-        *_batch_sizes(model, rounds),
-        "",
-        "| photos | cores decode alone | GPU infers alone | classify | of the lesser |",
-        "|---|---|---|---|---|",
-    ]
+        f"Medians of {rounds} rounds, in pictures per second."
+    )
+    yield ""
+    yield from _batch_sizes(model, rounds)
+    yield ""
+    yield "| photos | cores decode alone | GPU infers alone | classify | of the lesser |"
+    yield "|---|---|---|---|---|"
     with tempfile.TemporaryDirectory() as name:
         for kind in (kind for kind in kinds() if kind.name in SETS):
-            lines.append(_row(kind, model, Path(name) / kind.name.replace(" ", "-"), files * usable_cores(), rounds))
-            click.echo(lines[-1], err=True)
-    report = "\n".join(lines)
-    click.echo(report)
-    if out:
-        out.write_text(report + "\n")
+            yield _row(kind, model, Path(name) / kind.name.replace(" ", "-"), files, rounds)
 
 
 def _row(kind: Kind, model: Model, place: Path, files: int, rounds: int) -> str:
@@ -85,14 +91,14 @@ def _row(kind: Kind, model: Model, place: Path, files: int, rounds: int) -> str:
 
 def _batch_sizes(model: Model, rounds: int) -> Iterator[str]:
     """What the choices of GPU_BATCH and of a layout rest on: inference alone, pixels copied to the device and answers
-    back."""
-    ways = {"GPU infers alone": model}
+    back, with the batches gathered as `classify` does it, and without."""
+    ways = {"GPU infers alone": partial(_inference_alone, model), "one batch, again and again": partial(_bare, model)}
     if model.device.name == "cuda" and (other := _channels_last(model)):
-        ways["the same with prefer_nhwc"] = other
+        ways["the same with prefer_nhwc"] = partial(_bare, other)
     found = defaultdict(list)
     for _ in range(rounds):
         for way, size in product(ways, BATCHES):
-            found[way, size].append(_inference_alone(ways[way], size))
+            found[way, size].append(ways[way](size))
     yield "| pictures at a time | " + " | ".join(map(str, BATCHES)) + " |"
     yield "|---" * (len(BATCHES) + 1) + "|"
     for way in ways:
@@ -129,6 +135,20 @@ def _inference_alone(model: Model, size: int, seconds: float = 2.0) -> float:
     began = time.perf_counter()
     count = sum(1 for _ in inference.answered(pictures(began + seconds)))
     return count / (time.perf_counter() - began)
+
+
+def _bare(model: Model, size: int, seconds: float = 2.0) -> float:
+    """Pictures per second of the same batch, which nobody has to gather."""
+    side = model.metadata.preprocessing.size
+    pixels = np.random.default_rng(0).integers(0, 256, (size, side, side, 3), dtype=np.uint8)
+    infer = model.bound(size)
+    with page_locked(pixels):
+        infer(pixels)
+        began, count = time.perf_counter(), 0
+        while (taken := time.perf_counter() - began) < seconds:
+            infer(pixels)
+            count += size
+    return count / taken
 
 
 def _gpu(device: str) -> str:

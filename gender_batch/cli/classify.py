@@ -166,7 +166,8 @@ def classify(
     own = OwnFiles(filter(None, ours), FILES)
     found: Iterator[str] = (path for path in files(walk, paths, nul) if path not in own)
     log = Log(as_json=log_format == "json")
-    run = Run(walk, target, bool(known))
+    again = "starts again" if not known else "without --fresh goes on" if fresh else "goes on"
+    run = Run(walk, target, f"the same command {again}")
 
     with ExitStack() as ending:
         # From the inside out: what went wrong is told, the run is recorded, the locks are given back.
@@ -208,7 +209,7 @@ def classify(
                 policy = Policy(retry_failed, verify_content)
                 night = run.night = stack.enter_context(Night(kept, policy, progress.night))
             protect = privacy.protection(name_of, spreadsheet_safe and suffix == ".csv")
-            with published(target) if target else nullcontext(sys.stdout.buffer) as file:
+            with published(target, run.tell_published) if target else nullcontext(sys.stdout.buffer) as file:
                 with write_rows(file, suffix, columns(labels)) as rows, run.timed():
                     for picture in night.rows(scorer, found) if night else scorer.rows(found):
                         for row in picture.every_face() if every_face else (picture,):
@@ -224,16 +225,17 @@ def classify(
                 # Before the rows appear: there are both, or neither.
                 if sheet and gallery:
                     sheet.write(gallery, labels, scorer.workers, name_of or str)
-            run.published = True
-            # A folder that could not be read tonight has not lost its pictures.
-            if night and not walk.unreadable_folders:
+            run.tell_published()
+            # A folder that could not be read tonight has not lost its pictures; nor has one that a link leads to.
+            if night and not (walk.unreadable_folders or walk.lost_links):
                 night.forget_others()
         if known and not state:
             remove_state(known)
 
         run.tell_summary(log, scorer)
         run.tell_skipped(log)
-        if run.summary.failed > max_error_rate * run.summary.pictures or walk.unreadable_folders:
+        # Divided: 0.29 * 100 is a little less than 29.
+        if run.summary.failed / run.summary.pictures > max_error_rate or walk.unreadable_folders:
             sys.exit(Exit.FAILED_PICTURES)
 
 

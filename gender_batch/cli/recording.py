@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import click
+
 from gender_batch.cli.exits import Exit
 from gender_batch.cli.log import Log
 from gender_batch.outputs.record import Confidence, RunRecord, Stage, versions
@@ -20,10 +22,11 @@ from gender_batch.scoring.run import Scorer, Summary
 
 
 class Run:
-    """What is known of this run so far. Its rows go to `target`, or standard output; `resumable`: it can go on."""
+    """What is known of this run so far. Its rows go to `target`, or standard output; `again` says what the same
+    command would do if this one does not come to its end."""
 
-    def __init__(self, walk: Walk, target: Path | None, resumable: bool) -> None:
-        self.walk, self.target, self.resumable = walk, target, resumable
+    def __init__(self, walk: Walk, target: Path | None, again: str) -> None:
+        self.walk, self.target, self.again = walk, target, again
         self.summary = Summary()
         self.scorer: Scorer | None = None
         self.published = False
@@ -56,7 +59,10 @@ class Run:
             what = f"Nothing is published, {target.name} is as it was"
         else:
             what = "Nothing is published"
-        return f"{what}; the same command {'goes on' if self.resumable else 'starts again'}"
+        return f"{what}; {self.again}"
+
+    def tell_published(self) -> None:
+        self.published = True
 
     def shares(self) -> dict[str, float]:
         """Of each stage the share of the run's time, 0..1, for which those who do it were busy with it.
@@ -168,6 +174,9 @@ def recorded(run: Run, path: Path, log: Log) -> Iterator[None]:
         code = Exit.DONE
     except SystemExit as ended:
         code = int(ended.code or 0)
+        raise
+    except click.UsageError:
+        code = Exit.USAGE
         raise
     finally:
         if code != Exit.LOCKED:

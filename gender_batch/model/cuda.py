@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import io
 import os
 from collections.abc import Iterator, Mapping
@@ -70,14 +71,18 @@ def missing_for_cuda() -> Missing | None:
 def load_libraries() -> None:
     """Load those of NVIDIA's libraries that pip has installed.
 
-    ONNX Runtime forgets one: NVRTC, with which cuDNN compiles kernels, does not look for its builtins beside itself.
+    ONNX Runtime looks for them only beside itself, and forgets one: NVRTC, with which cuDNN compiles kernels, does not
+    look for its builtins beside itself.
     """
     import onnxruntime
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, where rows may go
         onnxruntime.preload_dlls()
-    for builtins in Path(onnxruntime.__file__).parents[1].glob("nvidia/*/lib/libnvrtc-builtins.so.*"):
-        _loads(str(builtins))
+    nvidia = importlib.util.find_spec("nvidia")
+    for folder in (nvidia and nvidia.submodule_search_locations) or ():
+        for name in (*libraries(_built_for()), "libnvrtc-builtins.so.*"):
+            for library in Path(folder).glob(f"*/lib/{name}"):
+                _loads(str(library))
 
 
 def missing_libraries() -> Missing | None:

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -26,12 +26,13 @@ class LockedError(Exception):
 
 
 @contextmanager
-def published(path: Path) -> Iterator[BinaryIO]:
+def published(path: Path, appeared: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
     """A binary file that replaces `path` when the block ends well, and leaves it untouched otherwise.
 
     Written beside its place, synced, renamed over it, and the folder synced: after a crash or a power cut there is
     the old file or the new one, as far as the disk keeps its promises. Readable by its owner alone, since rows are
-    personal data. Raises OSError, which names its file also where the system does not.
+    personal data. `appeared` is called as soon as it is there for others to see. Raises OSError, which names its file
+    also where the system does not.
     """
     descriptor, name = tempfile.mkstemp(prefix=_hidden(path, "."), suffix=_TEMPORARY, dir=path.parent)
     temporary = Path(name)
@@ -42,6 +43,7 @@ def published(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             raw.sync()
         os.replace(temporary, path)
+        appeared()
     except BaseException:
         with suppress(OSError):
             temporary.unlink()

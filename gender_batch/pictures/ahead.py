@@ -39,6 +39,7 @@ class ReadAhead:
     ) -> None:
         self._read, self._read_early = read, read_early or read
         self._threads: ThreadPoolExecutor | None = None
+        self._may_start_threads = True
         self._seconds = self._bytes = 0.0
         self._announced = FEWEST
 
@@ -58,11 +59,16 @@ class ReadAhead:
 
     def announce(self, path: str) -> Callable[[], bytes]:
         """What gives the content of the file when it is needed, or raises PictureError."""
-        if not self.is_slow:
+        if not (self.is_slow and self._may_start_threads):
             return partial(self._timed, self._read, path)
         self._threads = self._threads or ThreadPoolExecutor(READERS)
         largest = AHEAD_BYTES // self._announced
-        return partial(self._take, path, self._threads.submit(self._timed, self._read_early, path, largest))
+        try:
+            early = self._threads.submit(self._timed, self._read_early, path, largest)
+        except RuntimeError:  # a limit of threads, as containers have one; this one is read by others, or by nobody
+            self._may_start_threads = False
+            return partial(self._timed, self._read, path)
+        return partial(self._take, path, early)
 
     def _take(self, path: str, early: Future[bytes]) -> bytes:
         try:

@@ -33,6 +33,7 @@ class Walk:
 
     A link to a file counts as a file; a link to a folder is entered only with `follow_links`, and then every folder
     once, by whichever way comes first. FIFOs, sockets and devices are never opened, only counted.
+    `lost_links` counts links that might have been entered, had they led anywhere.
     With `one_file_system` folders on another one than their root's are not entered, only counted.
     Globs are those of `glob_matcher`. What matches one of `exclude` is left out, folders with all that is in them; with
     any of `include`, files are left out that match none of them.
@@ -46,6 +47,7 @@ class Walk:
     unreadable_folders: list[tuple[str, str]] = field(default_factory=list)
     special_files: int = 0
     other_file_systems: int = 0
+    lost_links: int = 0
 
     def __post_init__(self) -> None:
         self._included = [glob_matcher(glob) for glob in self.include]
@@ -60,7 +62,10 @@ class Walk:
         for root in roots:
             try:
                 mode = os.stat(root).st_mode
-            except (OSError, ValueError):
+            except (OSError, ValueError) as error:
+                if os.path.islink(root):  # perhaps to a folder of pictures whose disk is not mounted
+                    reason = getattr(error, "strerror", None) or str(error)
+                    self.unreadable_folders.append((root, f"a link that cannot be followed ({reason})"))
                 yield root
                 continue
             if stat.S_ISDIR(mode):
@@ -114,6 +119,7 @@ class Walk:
             elif filtered and self._included and not any(m(entry.path[below:]) for m in self._included):
                 continue
             elif self._is_file(entry):
+                self.lost_links += self.follow_links and entry.is_symlink() and not os.path.exists(entry.path)
                 yield os.fsencode(entry.name), False
             else:
                 self.special_files += 1
@@ -140,7 +146,7 @@ def counting(walk: Walk, roots: Sequence[str]) -> Callable[[], int]:
     It is counted by another walk, in a thread, from the first question on: a listing costs a thousandth of the scoring.
     """
     counts: list[int] = []
-    other = replace(walk, unreadable_folders=[], special_files=0, other_file_systems=0)
+    other = replace(walk, unreadable_folders=[], special_files=0, other_file_systems=0, lost_links=0)
 
     def count() -> None:
         with suppress(OSError):  # the walk itself tells

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from gender_batch.faces.fetch import GET_IT, DetectorError, find_detector, verified
 from gender_batch.model import cuda
+from gender_batch.prediction import Prediction, Status
 from gender_batch.scoring.cores import groups
 from gender_batch.scoring.state import LEAST_FREE, State, StateError
 
@@ -168,9 +169,10 @@ def _folder(plan: Plan) -> Iterator[Found]:
     try:
         with (
             tempfile.TemporaryDirectory(dir=plan.folder, prefix=".gender-batch.") as name,
-            State(Path(name) / "state", "doctor"),
+            State(Path(name) / "state", "doctor") as state,
             (Path(name) / "lock").open("w") as file,
         ):
+            state.record(state.expect(b"/picture", None), Prediction("/picture", Status.EMPTY))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (OSError, StateError) as error:
         elsewhere = "put --out and --state into a folder that this user may write, on a local disk"
@@ -222,8 +224,19 @@ def _memory_of_group(root: Path = Path("/")) -> int:
     for group in groups("memory", root):
         for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
             with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-                left = min(left, int((group / limit).read_text()) - int((group / used).read_text()))
+                free = int((group / limit).read_text()) - int((group / used).read_text())
+                left = min(left, free + _cached(group))
     return max(0, left)
+
+
+def _cached(group: Path) -> int:
+    """Bytes of a control group's memory that hold nothing but content of files, and are given back when needed."""
+    with contextlib.suppress(OSError):
+        lines = (group / "memory.stat").read_text().splitlines()
+        values = {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
+        total = "total_" if "total_inactive_file" in values else ""  # version 1: with the groups below
+        return values.get(f"{total}inactive_file", 0) + values.get(f"{total}active_file", 0)
+    return 0
 
 
 def _shared_memory(plan: Plan) -> Iterator[Found]:

@@ -10,7 +10,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from gender_batch.pictures.read import content_digest
@@ -55,6 +55,8 @@ class Night:
         self.giving = 0.0
         self._folder = os.getcwdb() + b"/"
         self._expected: deque[_Expected] = deque()
+        self._recorded: dict[int, Prediction] = {}
+        """Rows of this night that are still to be given, by their ids."""
         self._order = _Order(state)
         self._seen = bytearray()
 
@@ -74,6 +76,7 @@ class Night:
             if content is not None and _stamp(row.path) != stamp:
                 content = None  # it changed meanwhile: whose digest this is cannot be told
             self.state.record(identifier, row, content)
+            self._recorded[identifier] = row
             self.scored += 1
             self.told(self)
             yield from self._known_rows(CHUNK)
@@ -85,21 +88,35 @@ class Night:
             began = time.perf_counter()
             identifiers = self._order.numbers(self.given, count)
             wanted = {abs(identifier) for identifier in identifiers}
-            rows = self.state.rows(wanted)
-            if missing := wanted - rows.keys():
+            mine = {one: self._recorded[one] for one in wanted & self._recorded.keys()}
+            rows = self.state.rows(wanted - mine.keys())
+            if missing := wanted - mine.keys() - rows.keys():
                 if missing <= {expected.identifier for expected in self._expected}:
                     return  # they were named once more, have changed, and are scored again
                 raise StateError(f"{self.state.path}: {len(missing)} rows are missing: a defect of ours")
-            self._seen.extend(bytes(max(0, max(rows) + 1 - len(self._seen))))
+            for one in mine:
+                del self._recorded[one]
+            self._seen.extend(bytes(max(0, max(wanted) + 1 - len(self._seen))))
             for identifier in identifiers:
-                path, answer = rows[abs(identifier)]
-                self._seen[abs(identifier)] = 1
-                # Below zero: it was named relative to the current folder.
-                name = path.removeprefix(self._folder) if identifier < 0 else path
+                one, relative = abs(identifier), identifier < 0  # below zero: it was named from the current folder on
+                self._seen[one] = 1
                 self.given += 1
                 self.told(self)
-                yield Prediction(os.fsdecode(name), *answer)
+                if one in mine:
+                    yield self._named(mine[one], relative)
+                else:
+                    path, answer = rows[one]
+                    name = path.removeprefix(self._folder) if relative else path
+                    yield Prediction(os.fsdecode(name), *answer)
             self.giving += time.perf_counter() - began
+
+    def _named(self, row: Prediction, relative: bool) -> Prediction:
+        """The row by a name that may be another than it was scored by: a picture may be named twice."""
+        if relative != row.path.startswith("/"):
+            return row
+        path = os.fsencode(row.path)
+        name = path.removeprefix(self._folder) if relative else self._folder + path
+        return replace(row, path=os.fsdecode(name))
 
     def _first_expected(self) -> int:
         """How many of the paths so far have an answer before the first that has none."""
@@ -124,6 +141,7 @@ class Night:
             self.found += 1
             self.told(self)
             if answered is None:
+                self._recorded.pop(identifier, None)  # named once more, it has changed
                 self._expected.append(_Expected(identifier, self.found - 1, stamp, content))
                 yield path
 

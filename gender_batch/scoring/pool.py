@@ -317,14 +317,19 @@ def _interrupts_held_back() -> Iterator[None]:
         yield  # only the main thread may say what is done with signals
         return
     held: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+
+    def hold(number: int, _frame: object) -> None:
+        held.append(number)
+
+    handler = signal.signal(signal.SIGINT, hold)
     ensure_running()  # multiprocessing's own helper, whose start would let interrupts through
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
+        if signal.getsignal(signal.SIGINT) is hold:  # else another signal has begun to end the program meanwhile
+            signal.signal(signal.SIGINT, handler)
         if held:
             signal.raise_signal(signal.SIGINT)
 

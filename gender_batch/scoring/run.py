@@ -82,7 +82,8 @@ class Scorer:
         self.search = _face_search(options.faces, self.metadata.pictures)
         spec = self.metadata.preprocessing
         self._batches = BatchInference(self._model) if self.device.name == "cuda" else None
-        factory = Read(spec, self.search) if self._batches else ReadAndInfer(self.model, spec, self.search)
+        on_cpu = ReadAndInfer(self.model, self._model.content, spec, self.search)
+        factory = Read(spec, self.search) if self._batches else on_cpu
         self.workers = options.workers or usable_cores()
         self.pictures, self.reading, self.decoding, self.finding, self.inference = 0, 0.0, 0.0, 0.0, 0.0
         side = spec.size if self._batches else None

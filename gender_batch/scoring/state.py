@@ -63,11 +63,9 @@ _ANSWER = "status, label, probabilities, faces, width, height, error, box, reaso
 _AHEAD = """
 SELECT path, id, size, mtime_ns, content, model, status FROM pictures WHERE path >= ? ORDER BY path LIMIT ?
 """
-_EXPECT = """
-INSERT INTO pictures (path, size, mtime_ns) VALUES (?, ?, ?)
-ON CONFLICT (path) DO UPDATE SET size = excluded.size, mtime_ns = excluded.mtime_ns, content = NULL, model = NULL
-RETURNING id
-"""
+_EXPECT = "INSERT OR IGNORE INTO pictures (size, mtime_ns, path) VALUES (?, ?, ?)"
+_EXPECT_AGAIN = "UPDATE pictures SET size = ?, mtime_ns = ?, content = NULL, model = NULL WHERE path = ?"
+_ID = "SELECT id FROM pictures WHERE path = ?"  # RETURNING is of SQLite 3.35, and there are Pythons with an older one
 _RECORD = f"""
 UPDATE pictures SET (model, content, {_ANSWER}) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 WHERE id = ?
@@ -208,8 +206,12 @@ class State:
         """Make a place for the row of a picture that is going to be scored; its id."""
         with self.errors:
             self._begin()
-            row = self._database.execute(_EXPECT, (path, *(stamp or (None, None)))).fetchone()
-        identifier: int = row[0]
+            values = (*(stamp or (None, None)), path)
+            inserted = self._database.execute(_EXPECT, values)
+            if inserted.rowcount and inserted.lastrowid is not None:
+                return inserted.lastrowid
+            self._database.execute(_EXPECT_AGAIN, values)
+            identifier: int = self._database.execute(_ID, (path,)).fetchone()[0]
         return identifier
 
     def record(self, identifier: int, row: Prediction, content: bytes | None = None) -> None:

@@ -161,9 +161,12 @@ class _SeeFaces:
 @dataclass(frozen=True)
 class ReadAndInfer(StepFactory):
     """Read and preprocess several pictures one by one, then infer them, on one core: on a CPU the fastest
-    arrangement. What decoder and network each keep in the core's caches is lost less often than with every picture."""
+    arrangement. What decoder and network each keep in the core's caches is lost less often than with every picture.
+
+    The model's `content` travels with its name: all workers, also those that are started later, have the same one."""
 
     model: Path
+    content: bytes
     preprocessing: Preprocessing
     search: FaceSearch | None = None
 
@@ -175,7 +178,7 @@ class ReadAndInfer(StepFactory):
         return Read(self.preprocessing, self.search)()
 
     def inference(self) -> Inference:
-        return _Inference(Model(self.model, "cpu", threads=1))
+        return _Inference(Model(self.model, "cpu", threads=1, content=self.content))
 
 
 class _Inference:

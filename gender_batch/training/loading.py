@@ -82,22 +82,30 @@ def batches(
         sampler = RandomSampler(squares, generator=torch.Generator().manual_seed(int(state)))
     # Batch statistics of one or two odd pictures would be noise.
     drop = seed is not None and len(squares) >= batch_size
-    gpu = device.type == "cuda"
+    kept = squares.cache is not None
+    count = 0 if kept else workers  # to gather from memory is quicker than to hand it between processes
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
         _Indexed(squares),
         batch_size=None,
         sampler=BatchSampler(sampler, batch_size, drop),
-        # Gathering from memory is quicker than handing it between processes, except beside a GPU that learns, and must
-        # not wait.
-        num_workers=(count := workers if squares.cache is None else 2 * (gpu and seed is not None)),
+        num_workers=count,
         multiprocessing_context="fork" if count else None,
         worker_init_fn=_leave_interrupts,
-        pin_memory=gpu,
+        pin_memory=device.type == "cuda",
     )
-    for pictures, indices in loader:
+    for pictures, indices in _one_ahead(iter(loader)) if kept else loader:
         if not len(pictures):
             pictures = squares[indices.tolist()]  # once more, here, where an error tells what is wrong
         yield pictures.to(device, non_blocking=True), indices
+
+
+def _one_ahead(source: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The next batch is gathered while one is learnt."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, source, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, source, None)
+            yield batch
 
 
 def _leave_interrupts(_worker: int) -> None:

@@ -129,6 +129,16 @@ def test_bad_files_get_their_rows_and_all_others_are_scored(faces: list[Path], t
     assert gender_batch("classify", folder, "--out", tmp_path / "rows.csv", "--max-error-rate", "0.7").returncode == 0
 
 
+def test_as_many_failed_pictures_as_are_allowed_are_no_failure(tmp_path: Path) -> None:
+    """29 of 50: the number that a computer has for 0.58, times 50, is a little less."""
+    for number in range(50):
+        (tmp_path / f"{number}.jpg").touch()
+    for number in range(21):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.jpg")
+    command = ("classify", tmp_path, "--out", tmp_path / "rows.csv", "--faces", "never", "--max-error-rate")
+    assert [gender_batch(*command, rate).returncode for rate in ("0.58", "0.57")] == [0, 3]
+
+
 NAMES = [b"new\nline.jpg", b"comma,.jpg", b'quote".jpg', b"=1+1.jpg", b"not-utf8-\xff\xfe.jpg", b"cr\r.jpg", b" .jpg",
          "größe-人.jpg".encode(), b"\\backslash.jpg", b"-dash.jpg", b"x" * 251 + b".jpg"]  # fmt: skip
 
@@ -468,10 +478,12 @@ def test_a_link_to_nothing_among_the_paths_has_its_row(faces: list[Path], tmp_pa
 
 def test_a_list_separated_by_nul_needs_the_option(faces: list[Path], tmp_path: Path) -> None:
     names = b"\0".join(os.fsencode(path) for path in faces[:3])
-    result = gender_batch("classify", "-", "--out", tmp_path / "rows.csv", stdin=names)
+    summary = tmp_path / "run.json"
+    result = gender_batch("classify", "-", "--out", tmp_path / "rows.csv", "--summary", summary, stdin=names)
     assert result.returncode == 2
     assert b"add -0" in result.stderr
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [summary]
+    assert json.loads(summary.read_text())["exit_code"] == 2
 
 
 @pytest.mark.parametrize(("closed", "out"), [("<&-", "rows.csv"), (">&-", "-")])

@@ -368,6 +368,27 @@ def test_an_empty_mount_publishes_nothing(tree: Path, tmp_path: Path) -> None:
     shutil.move(tmp_path / "elsewhere", tree / "folder0")
     assert "; 12 were known" in score(tree, out, "--state", state)
     assert out.read_bytes() == before
+    result = gender_batch("classify", tree, "--out", out, "--state", state, "--min-pictures", "13", "--fresh")
+    assert result.returncode == 4
+    assert b"the same command without --fresh goes on" in result.stderr  # with it, from nothing
+
+
+def test_a_disk_behind_a_link_that_is_away_has_not_lost_its_pictures(tree: Path, tmp_path: Path) -> None:
+    out, state = tmp_path / "rows.csv", tmp_path / "state.db"
+    shutil.move(tree / "folder0", tmp_path / "disk")
+    for place, options in ((tmp_path / "link", ()), (tree / "link", ("--follow-links",))):
+        place.symlink_to(tmp_path / "disk")
+        command = (tree, *([] if options else [place]), "--out", out, "--state", state, "--max-error-rate", "0.5")
+        assert gender_batch("classify", *command, *options).returncode == 0
+        before = out.read_bytes()
+        shutil.move(tmp_path / "disk", tmp_path / "away")
+        result = gender_batch("classify", *command, *options)
+        assert result.returncode == (0 if options else 3)  # within the tree it may as well be a link to a file
+        assert (b"folder not read" in result.stderr) != bool(options)
+        shutil.move(tmp_path / "away", tmp_path / "disk")
+        result = gender_batch("classify", *command, *options)
+        assert b"; 12 were known" in result.stderr
+        assert out.read_bytes() == before
 
 
 def test_a_foreign_or_newer_state_is_refused(tree: Path, tmp_path: Path) -> None:

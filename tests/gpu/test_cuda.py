@@ -112,17 +112,29 @@ def nearly_full(left: int) -> Iterator[None]:
     """All memory of the GPU but `left` bytes is taken."""
     Model(FP32, "cuda")
     runtime = ctypes.CDLL(f"libcudart.so.{ort.cuda_version.split('.')[0]}")
-    free, total, block = ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_void_p()
-    assert runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) == 0
-    assert runtime.cudaMalloc(ctypes.byref(block), ctypes.c_size_t(free.value - left)) == 0
+    blocks: list[ctypes.c_void_p] = []
+
+    def free() -> int:
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        assert runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) == 0
+        return free.value
+
     try:
+        for size in (2**power * 1024 * 1024 for power in range(16, 0, -1)):  # not all of it is there in one piece
+            while free() >= left + size:
+                block = ctypes.c_void_p()
+                if runtime.cudaMalloc(ctypes.byref(block), ctypes.c_size_t(size)):
+                    runtime.cudaGetLastError()
+                    break
+                blocks.append(block)
         yield
     finally:
-        runtime.cudaFree(block)
+        for block in blocks:
+            runtime.cudaFree(block)
 
 
 @pytest.mark.parametrize("megabytes", [4, 700, 1000, 1400])
-def test_with_little_memory_every_picture_is_answered_or_the_gpu_is_refused(
+def test_with_little_memory_every_picture_is_answered_or_it_is_told(
     blends: list[Path], tmp_path: Path, megabytes: int
 ) -> None:
     """How much a context, cuDNN and a batch take depends on the GPU: somewhere between these batches are halved."""
@@ -132,9 +144,10 @@ def test_with_little_memory_every_picture_is_answered_or_the_gpu_is_refused(
         result = gender_batch(
             "classify", tmp_path, "--out", tmp_path / "rows.csv", "--device", "cuda", "--faces", "never"
         )
-    assert result.returncode in (0, 6), result.stderr
-    if result.returncode == 6:
+    assert result.returncode in (0, 1, 6), result.stderr
+    if result.returncode:
         assert b"memory" in result.stderr
+        assert not (tmp_path / "rows.csv").exists()
     else:
         assert {row["status"] for row in read_csv(tmp_path / "rows.csv")} == {"ok"}
 

@@ -1,5 +1,6 @@
 """pictures/ahead.py: files are read ahead where that is worth while, and give what reading them in turn gives."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -135,3 +136,22 @@ def test_what_matters_is_how_files_were_of_late(monkeypatch: pytest.MonkeyPatch)
     for _ in range(100):
         found.announce("file")()
     assert not found.is_slow
+
+
+@pytest.mark.parametrize("allowed", [0, 3])
+def test_where_no_more_threads_may_be_started_every_file_is_read_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, files: list[str], allowed: int
+) -> None:
+    """As in a container with a limit of processes."""
+    left, start = [allowed], threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(thread)
+
+    found = slow(Disk(0.01), files[0])
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    announced = [found.announce(path) for path in files]
+    assert [content() for content in announced] == [Path(path).read_bytes() for path in files]

@@ -154,6 +154,22 @@ def test_links_that_lead_nowhere_are_given(follow_links: bool, tmp_path: Path) -
     walk = Walk(follow_links=follow_links)
     assert below(tmp_path, walk) == ["dangling", "itself"]
     assert walk.special_files == 0
+    assert walk.lost_links == (2 if follow_links else 0)  # they may have led to folders
+    assert walk.unreadable_folders == []
+
+
+def test_a_root_that_is_a_link_to_nothing_is_given_and_is_a_folder_that_was_not_read(tmp_path: Path) -> None:
+    """Perhaps of a disk that is not mounted."""
+    (tmp_path / "nas").symlink_to("mnt")
+    make(tmp_path, "a")
+    walk = Walk()
+    assert list(walk.files([str(tmp_path / "nas"), str(tmp_path / "a")])) == [
+        str(tmp_path / "nas"),
+        str(tmp_path / "a"),
+    ]
+    ((folder, reason),) = walk.unreadable_folders
+    assert folder == str(tmp_path / "nas")
+    assert reason == "a link that cannot be followed (No such file or directory)"
 
 
 # What is not given

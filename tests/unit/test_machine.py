@@ -99,6 +99,24 @@ def test_damage_is_named(tmp_path: Path) -> None:
             {"memory/a/memory.limit_in_bytes": "8", "memory/a/memory.usage_in_bytes": "4"},
             4,
         ),
+        (  # what is kept of files goes when memory is needed
+            "0::/a\n",
+            {
+                "a/memory.max": "9",
+                "a/memory.current": "8",
+                "a/memory.stat": "anon 3\ninactive_file 4\nactive_file 1\nslab 0\n",
+            },
+            6,
+        ),
+        (
+            "2:memory:/a\n",
+            {
+                "memory/a/memory.limit_in_bytes": "8",
+                "memory/a/memory.usage_in_bytes": "8",
+                "memory/a/memory.stat": "inactive_file 1\nactive_file 1\ntotal_inactive_file 3\ntotal_active_file 2\n",
+            },
+            5,
+        ),
     ],
 )
 def test_the_least_that_control_groups_leave_counts(

@@ -137,9 +137,9 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_all_of_it_is_on_the_disk_before_it_takes_its_place_and_its_name_is_afterwards(
     tmp_path: Path, done: list[str]
 ) -> None:
-    with published(tmp_path / "preds.csv") as file:
+    with published(tmp_path / "preds.csv", lambda: done.append("told")) as file:
         file.write(b"rows")
-    assert done == ["4 bytes", "name", "folder"]
+    assert done == ["4 bytes", "name", "told", "folder"]
 
 
 def test_several_files_are_on_the_disk_before_the_first_takes_its_place(tmp_path: Path, done: list[str]) -> None:

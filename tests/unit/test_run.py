@@ -100,6 +100,16 @@ def test_the_label_follows_from_the_probabilities_of_its_row(brightness: Path, t
     assert (row.probabilities[0], row.label) == (0.666667, "bright")
 
 
+def test_a_model_that_is_replaced_during_a_run_answers_to_its_end(brightness: Path, tmp_path: Path) -> None:
+    """Also in a worker that is started afterwards."""
+    model = tmp_path / "model.onnx"
+    model.write_bytes(brightness.read_bytes())
+    with Scorer(Options(model=model, device="cpu", workers=1)) as scorer:
+        model.write_bytes(b"of another export")
+        (row,) = scorer.rows([grey(tmp_path / "grey.png", 255)])
+    assert (row.label, row.status) == ("bright", Status.OK)
+
+
 def test_what_is_installed_for_heic_decides_an_answer(brightness: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Scorer(Options(model=brightness, device="cpu"))
     digests = set()

@@ -78,7 +78,7 @@ def test_all_of_a_file_is_read_where_faces_are_looked_for() -> None:
     spec = Preprocessing(size=160, resize=171)
     for search, needed in ((None, spec.shorter_side), (FaceSearch(Path("detector.onnx")), None)):
         assert Read(spec, search).shorter_side == needed
-        assert ReadAndInfer(Path("model.onnx"), spec, search).shorter_side == needed
+        assert ReadAndInfer(Path("model.onnx"), b"", spec, search).shorter_side == needed
 
 
 @pytest.mark.parametrize(("side", "whole"), [(None, True), (64, False)])
