@@ -15,7 +15,7 @@ from gender_batch.model.metadata import ModelError
 from gender_batch.model.session import Model, NoProbabilitiesError
 from gender_batch.outputs.publish import locked, publish_all, temporary_folder
 from gender_batch.training.network import Checkpoint
-from gender_batch.training.run import CHECKPOINT, STATE
+from gender_batch.training.run import CHECKPOINT, FOLDS, STATE
 from gender_batch_export.card import Variant, model_card
 from gender_batch_export.graph import write_graph
 from gender_batch_export.heldout import HeldOut, check_answers, held_out
@@ -114,6 +114,11 @@ def export(run: Path, out: Path | None = None, precisions: Sequence[Precision] =
     was asked for passes; WeightsError, HeldOutError, ModelError, LockedError, OSError. Then earlier files in these
     places are left as they were.
     """
+    if (run / FOLDS).is_file():
+        raise ExportError(
+            f"{run}: a cross-validation, whose folds are to be judged, not used; train once more without --folds, into "
+            f"another --out, or name a fold: {run / 'fold-1'}"
+        )
     if not (run / CHECKPOINT).is_file():
         raise ExportError(f"{run}: no {CHECKPOINT} in it; name the folder of a finished `gender-batch train`")
     checkpoint = Checkpoint.load(run / CHECKPOINT)

@@ -143,7 +143,7 @@ if TYPE_CHECKING:
     "--seed",
     default=0,
     show_default=True,
-    type=click.IntRange(0),
+    type=click.IntRange(0, 2**32 - 1),
     help="Decides splits, order and augmentation.",
 )
 @click.option(
@@ -184,6 +184,8 @@ def train(
         stopping_on_signals(lambda: again if folder.exists() else "Nothing was written"),
     ):
         with needing_extra("train"):
+            import torch
+
             from gender_batch.training import run
             from gender_batch.training.network import WeightsError
             from gender_batch.training.order import IMAGE_SIZES, Order, suited
@@ -192,8 +194,11 @@ def train(
             from gender_batch.training.state import DamagedStateError
         from gender_batch.cli.progress import TrainingProgress
         from gender_batch.outputs.publish import LockedError
+        from gender_batch.scoring.cores import usable_cores
 
-        machine = Machine(_device(device), workers=_loading_processes())
+        cores = usable_cores()
+        torch.set_num_threads(min(cores, torch.get_num_threads()))  # it knows nothing of a container's quota
+        machine = Machine(_device(device), workers=min(16, cores))
         try:
             if not folds:
                 run.check_place(folder, resume)
@@ -246,7 +251,10 @@ def _tell_folds(validated: CrossValidation, folder: Path) -> None:
     from gender_batch.evaluation.metrics import with_interval
 
     click.echo(f"accuracies of the folds {', '.join(f'{accuracy:.2%}' for accuracy in validated.accuracies)}")
-    of = f"{len(validated.answers):,} pictures of {validated.people:,} people"
+    pictures, people = len(validated.answers), validated.people
+    # A person who is not told apart counts as several, and the interval is too narrow.
+    whose = f" of {people:,} people" if people < pictures else ", each counted as another person's (--group-by)"
+    of = f"{pictures:,} pictures{whose}"
     click.echo(f"mean accuracy {with_interval(validated.mean, validated.interval)} of {of}")
     click.echo(f"reports and checkpoints in {folder}/fold-*; without --folds all the people train one model")
 
@@ -313,9 +321,3 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: torch finds no usable CUDA GPU", Exit.NO_GPU)
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _loading_processes() -> int:
-    from gender_batch.scoring.cores import usable_cores
-
-    return min(16, usable_cores())

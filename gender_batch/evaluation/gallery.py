@@ -106,14 +106,17 @@ def boxed(picture: Picture, boxes: Sequence[Box], most: int) -> Image.Image:
 def draw_gallery(answers: Sequence[Answer], preprocessing: Preprocessing, path: Path, labels: Sequence[str]) -> None:
     """Write a sheet of right and wrong answers as PNG, the wrong ones framed in red.
 
-    The place of a picture that cannot be read stays empty.
+    The place of a picture that cannot be read stays empty. Needs matplotlib, for its font.
     """
+    import matplotlib
+
     answers = _choose(answers)
     cell = THUMBNAIL + 2 * FRAME
     rows = -(-len(answers) // COLUMNS) or 1
     sheet = Image.new("RGB", (COLUMNS * cell, rows * (cell + CAPTION)), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(11)
+    # Pillow's own has no letters but those of English.
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 10)
     for number, answer in enumerate(answers):
         x, y = number % COLUMNS * cell, number // COLUMNS * (cell + CAPTION)
         colour = RIGHT if answer.right else WRONG

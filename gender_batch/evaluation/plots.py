@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
@@ -45,7 +47,7 @@ class Point(Protocol):
 def svg(figure: Figure) -> bytes:
     """The figure as SVG without a ground of its own, its letters drawn as outlines; the same for the same figure."""
     file = BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "gender-batch", "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"svg.hashsalt": "gender-batch", "svg.fonttype": "path"}), _any_letters():
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return file.getvalue()
 
@@ -55,7 +57,16 @@ def plot_curves(history: Sequence[Point], path: Path) -> None:
 
 
 def plot_confusion(confusion: Integers, labels: Sequence[str], path: Path) -> None:
-    draw_confusion(confusion, labels).savefig(path, dpi=DPI)
+    with _any_letters():
+        draw_confusion(confusion, labels).savefig(path, dpi=DPI)
+
+
+@contextmanager
+def _any_letters() -> Iterator[None]:
+    """Those that matplotlib's font lacks are boxes, of which it would warn for each; tables have them all."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
 
 
 def plot_reliability(bins: Sequence[Bin], error: float, path: Path) -> None:

@@ -118,6 +118,7 @@ def decode_picture(data: bytes, shorter_side: int | None = None) -> Picture:
                 upright = _flatten(image)
                 if orientation != 1:
                     upright = upright.transpose(_TRANSPOSITIONS[orientation])
+                upright.info = {}  # colour profile and comments would go into whatever is made of it
                 return Picture(upright, width, height)
     except PictureError:
         raise

@@ -69,6 +69,7 @@ def load_dataset(
     pooled: bool = False,
     columns: Sequence[str] = (),
     crops: Crops | None = None,
+    shorter_side: int = SHORTER_SIDE,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Dataset:
     """Find, read once, check and split the pictures below `root`; `find_samples` says what can be there.
@@ -79,14 +80,15 @@ def load_dataset(
     Before a picture is read, `columns` of the labels file must tell something of one. The digest is the SHA-256 over
     all names and contents, and the labels file if there is one. With `crops` the main face is cut out of each picture,
     and those without one are left out; near-duplicates are then those of the faces. `advance` is called with the number
-    of pictures read.
+    of pictures read, each decoded as for a use that needs that `shorter_side`, in pixels: what is damaged only in
+    detail that nobody looks at is not found.
 
     Raises DatasetError.
     """
     found = find_samples(root, group_by, labels_file)
     _check_columns(root, found, columns)
     pictures = [sample for split in SPLITS for sample in found.splits[split]]
-    read = _read_all(root, pictures, labels_file, crops, advance)
+    read = _read_all(root, pictures, labels_file, crops, max(shorter_side, SHORTER_SIDE), advance)
     fingerprints, unreadable = read.fingerprints, read.unreadable
     if len(unreadable) > MOST_UNREADABLE * len(pictures):
         named = "; ".join(f"{name}: {reason}" for name, reason in unreadable[:MOST_NAMED])
@@ -183,6 +185,7 @@ def _read_all(
     samples: Sequence[Sample],
     labels_file: Path | None,
     crops: Crops | None,
+    shorter_side: int,
     advance: Callable[[int], None],
 ) -> _Read:
     """Read every picture once, decode it, and cut out its face if that is asked for."""
@@ -195,7 +198,7 @@ def _read_all(
         content = hashlib.sha256(data).hexdigest()
         try:
             if crops is None:
-                return _Look(content, perceptual_hash(decode_picture(data, SHORTER_SIDE).image))
+                return _Look(content, perceptual_hash(decode_picture(data, shorter_side).image))
             face = crops.cut(sample.name, data)
         except PictureError as error:
             return _Look(content, reason=f"{error.status.value}: {error}")

@@ -164,8 +164,7 @@ def _result(training: _Training) -> tuple[str, Weights]:
         scaled = torch.from_numpy(logits / np.float32(fit_temperature(logits, val.truth.numpy())))
         return functional.cross_entropy(scaled, val.truth, training.class_weights, reduction="none")
 
-    before = losses(state.first_weights) if training.known else None
-    chosen = choose(torch.stack([losses(weights) for weights in found.values()]), before, val.people)
+    chosen = choose(torch.stack([losses(weights) for weights in found.values()]), training.known, val.people)
     name = list(found)[chosen]
     return name, found[name]
 

@@ -52,7 +52,10 @@ class Squares(Dataset[Tensor]):
         return torch.from_numpy(self.cache[indices])
 
     def _decode(self, index: int) -> Pixels:
-        return self.preprocessing.apply(self.preprocessing.read(self.paths[index]).image)
+        try:
+            return self.preprocessing.apply(self.preprocessing.read(self.paths[index]).image)
+        except PictureError as error:
+            raise PictureError(error.status, f"{self.paths[index]}: {error}") from None
 
 
 class _Indexed(Dataset[tuple[Tensor, Tensor]]):

@@ -209,6 +209,7 @@ def _load(order: Order, folder: Path, watcher: Watcher, pooled: bool = False) ->
         pooled=pooled,
         columns=(*order.auxiliary, *((order.balance,) if order.balance else ())),
         crops=crops,
+        shorter_side=order.recipe.source.shorter_side,
         advance=watcher.reading,
     )
     for name, reason in data.unreadable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -25,23 +26,26 @@ _Cut = tuple[list[Sample], list[Sample]]
 def hold_out(samples: Sequence[Sample], near: Pairs, seed: int) -> _Cut:
     """(the rest, a tenth of the pictures or what comes nearest to it), whole groups and every class on both sides.
 
-    Of the parts that the groups are cut into, ten or as many as every class has groups for, it is the one nearest in
-    size to a tenth; among those as near to a percent the first or, where a person has more than a percent of the
-    pictures, one by lot. A person with many more pictures than a tenth is therefore always learnt, never judged: the
-    figures are those of many people.
+    The groups are cut into ten parts, or as many as a class has groups for (as every class has, if no part gets every
+    class otherwise). Of those with every class it is the one nearest in size to a tenth; among those as near to a
+    percent the first or, where a person has more than a percent of the pictures, one by lot. A person with many more
+    pictures than a tenth is therefore always learnt, never judged: the figures are those of many people.
 
     Raises DatasetError where no part has every class, or every one has all of some class.
     """
     together = merge_groups(samples, near)
-    count = min(HELD_OUT_FOLDS, _fewest_groups(samples, together))
-    if count < 2:
+    counts = _groups_of_each_class(samples, together)
+    fewest, most = (min(HELD_OUT_FOLDS, count) for count in (min(counts), max(counts)))
+    if fewest < 2:
         raise DatasetError(
             "all pictures of a class are of one group, or are so once a test is held out, so that none can be held "
             "out; add people, or tell them apart by --group-by or the column `group`"
         )
-    cuts = [cut for cut in _cut(samples, together, count, seed) if _has_every_class(samples, cut)]
+    cuts: list[_Cut] = []
+    for count in (most, fewest):
+        cuts = cuts or [cut for cut in _cut(samples, together, count, seed) if _has_every_class(samples, cut)]
     if not cuts:
-        raise _uneven(count)
+        raise _uneven(fewest)
     # The largest group is always dealt to the first part: one that counts would be held out whatever the seed.
     if np.bincount(together).max() > len(samples) / 100:
         np.random.default_rng(seed).shuffle(cuts)
@@ -56,7 +60,7 @@ def cut_folds(samples: Sequence[Sample], near: Pairs, count: int, seed: int) -> 
     if count < 2:
         raise DatasetError(f"--folds {count}: at least 2 are needed")
     together = merge_groups(samples, near)
-    fewest = _fewest_groups(samples, together)
+    fewest = min(_groups_of_each_class(samples, together))
     if fewest < count:
         raise DatasetError(
             f"a class with {fewest} group(s) of pictures cannot be cut into {count} folds; ask for fewer with --folds"
@@ -79,18 +83,21 @@ def merge_groups(samples: Sequence[Sample], near: Pairs) -> NDArray[np.int64]:
     return connect(len(samples) + len(number), edges)[: len(samples)]
 
 
-def _fewest_groups(samples: Sequence[Sample], groups: NDArray[np.int64]) -> int:
-    """Groups in the class that has the fewest: more parts than that, and one of them would lack the class."""
+def _groups_of_each_class(samples: Sequence[Sample], groups: NDArray[np.int64]) -> list[int]:
+    """How many there are: of more parts than that one would lack the class."""
     groups_of: dict[int, set[int]] = defaultdict(set)
     for sample, group in zip(samples, groups.tolist(), strict=True):
         groups_of[sample.label].add(group)
-    return min(len(found) for found in groups_of.values())
+    return [len(found) for found in groups_of.values()]
 
 
 def _cut(samples: Sequence[Sample], groups: NDArray[np.int64], count: int, seed: int) -> Iterator[_Cut]:
     labels = [sample.label for sample in samples]
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    for rest, part in splitter.split(samples, labels, groups):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # who lacks it is sorted out
+        cuts = list(splitter.split(samples, labels, groups))
+    for rest, part in cuts:
         yield [samples[index] for index in rest], [samples[index] for index in part]
 
 

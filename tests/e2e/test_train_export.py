@@ -277,6 +277,22 @@ def test_a_list_of_held_out_pictures_that_is_cut_short_is_told(copied: Path) -> 
     assert b"cut short, or another run's" in result.stderr
 
 
+def test_a_cross_validation_is_not_exported(tmp_path: Path) -> None:
+    (tmp_path / "folds.json").touch()
+    result = in_this_process("export", tmp_path)
+    assert result.returncode == 1
+    told = result.stderr.decode()
+    assert told.startswith(f"gender-batch: {tmp_path}: a cross-validation")
+    assert "without --folds" in told
+    assert str(tmp_path / "fold-1") in told
+
+
+def test_a_seed_that_no_generator_takes_is_wrong_use(labelled: Path, tmp_path: Path) -> None:
+    result = in_this_process("train", labelled, "--out", tmp_path / "run", "--seed", str(2**32))
+    assert result.returncode == 2
+    assert b"--seed" in result.stderr
+
+
 def test_an_unfinished_training_is_not_exported(copied: Path) -> None:
     (copied / "state.pt").touch()
     result = in_this_process("export", copied)

@@ -199,6 +199,23 @@ def test_whom_a_seed_holds_out_does_not_hang_on_how_many_pictures_there_are_of_t
     assert len(set[str]().union(*held)) > 150
 
 
+@pytest.mark.parametrize("rare", [3, 4, 6, 9])
+def test_a_class_of_few_people_leaves_as_much_to_learn_from(rare: int) -> None:
+    samples = [
+        Sample(f"{label} {person} {number}", label, f"{label} {person}")
+        for label, people in enumerate((150, 150, rare))
+        for person in range(people)
+        for number in range(3)
+    ]
+    for seed in range(3):
+        rest, held = hold_out(samples, [], seed)
+        assert 0.08 < len(held) / len(samples) < 0.12
+        assert {sample.group for sample in held if sample.label == 2}
+        again, val = hold_out(rest, [], seed)
+        assert 0.08 < len(val) / len(rest) < 0.12
+        assert {sample.label for sample in again} == {sample.label for sample in val} == {0, 1, 2}
+
+
 def test_a_part_that_lacks_a_class_is_not_held_out() -> None:
     # Of three parts one is the two pictures of the first person alone, and the nearest to a tenth.
     people = {"anna": (2, 0), "bea and bob": (5, 5), "cora and carl": (5, 5), "dan": (0, 1)}

@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from watching import Interrupting, Told
 
+from gender_batch.training import loading
 from gender_batch.training.augmentation import Augmentation
 from gender_batch.training.fit import AVERAGED_EPOCHS, REPORT_EVERY, Labelled, _moving_average, fit, schedule
 from gender_batch.training.loading import Squares
@@ -375,7 +376,11 @@ def test_what_is_judged_after_an_epoch_is_the_average_unless_none_is_wanted(tmp_
     assert all(torch.equal(tensor, judged[name]) for name, tensor in state.best_weights.items())
 
 
-def test_the_seconds_of_an_epoch_are_those_of_learning_waiting_and_validating(tmp_path: Path) -> None:
+def test_the_seconds_of_an_epoch_are_those_of_learning_waiting_and_validating(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "LARGEST_CACHE", 0)  # what is kept is gathered while others are learnt
+
     class Slow(Squares):
         def __getitem__(self, indices: Sequence[int]) -> torch.Tensor:
             time.sleep(0.03)
@@ -562,6 +567,8 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_nothing_of_it_is_kept(t
         (10, 40, "last epoch"),
         (10, 11, "last epoch"),
         (11, 10, "mean of the first and the last weights"),
+        (90, 42, "mean of the first and the last weights"),
+        (90, 80, "weights before the fine-tuning"),
     ],
 )
 def test_of_known_features_the_last_epoch_is_kept_where_fine_tuning_has_clearly_helped(

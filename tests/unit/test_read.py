@@ -823,3 +823,20 @@ def _decoded(data: bytes, shorter_side: int) -> bytes | Status:
         return decode_picture(data, shorter_side).image.tobytes()
     except PictureError as error:
         return error.status
+
+
+@pytest.mark.parametrize("shorter_side", [None, 20])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("JPEG", {"icc_profile": bytes(70_000), "comment": bytes(60_000)}),
+        ("PNG", {"icc_profile": bytes(70_000)}),
+        ("GIF", {"comment": bytes(70_000)}),
+        ("WEBP", {"icc_profile": bytes(70_000), "exif": bytes(9)}),
+    ],
+)
+def test_nothing_but_pixels_goes_on(kind: str, more: dict[str, bytes], shorter_side: int | None) -> None:
+    """Pillow would write a profile or comment into the next file, as one that cannot be read again, or not at all."""
+    picture = decode_picture(encoded(smooth(64, 48), kind, **more), shorter_side)
+    assert not picture.image.info
+    assert len(encoded(picture.image, "PNG")) < 70_000

@@ -400,6 +400,17 @@ def test_captions_stay_under_their_pictures(answers: list[Answer], tmp_path: Pat
         assert captions.crop(beyond).getcolors() == [(8 * captions.height, (255, 255, 255))]
 
 
+@pytest.mark.filterwarnings("error")
+def test_letters_of_other_languages_are_letters(answers: list[Answer], tmp_path: Path) -> None:
+    captions = []
+    for name in ("ü", "é", "ł", "β", "Ж"):
+        draw_gallery(answers[:1], PREPROCESSING, tmp_path / "gallery.png", (name, name))
+        with Image.open(tmp_path / "gallery.png") as sheet:
+            captions.append(sheet.crop((0, 136, sheet.width, sheet.height)).tobytes())
+    assert len(set(captions)) == 5  # a box for a letter that the font lacks is always the same
+    plot_confusion(np.array([[3, 1], [0, 0]]), ("女性", "男性"), tmp_path / "confusion.png")  # the tables have these
+
+
 def test_the_files_of_a_run_folder(tmp_path: Path) -> None:
     plot_curves(HISTORY, tmp_path / "curves.png")
     plot_curves([], tmp_path / "none.png")

@@ -14,13 +14,15 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from samples import dark_and_light
+from samples import dark_and_light, noise
 from watching import Interrupting, Refusing, Told
 
+from gender_batch.cli.train import _tell_folds
 from gender_batch.evaluation.gallery import Answer
 from gender_batch.evaluation.metrics import Proportion, Threshold, measure
 from gender_batch.outputs.publish import LockedError
 from gender_batch.pictures.preprocessing import FaceCrop
+from gender_batch.pictures.read import PictureError, decode_picture
 from gender_batch.training import loading, run
 from gender_batch.training.dataset import Dataset
 from gender_batch.training.network import Network
@@ -296,13 +298,15 @@ def test_a_picture_that_goes_before_it_is_judged_is_told(
                 shutil.rmtree(begun.data / "dark")
 
     monkeypatch.setattr(loading, "LARGEST_CACHE", 0)
-    with pytest.raises(DatasetError, match=r"a picture changed while it was used \(the file is gone"):
+    with pytest.raises(DatasetError, match=r"a picture changed while it was used \(.*/dark/\d+\.png: the file is gone"):
         run.train(begun, tmp_path / "run", CPU, Removing())
 
 
-def test_the_interval_of_all_folds_is_that_of_their_people() -> None:
-    def fold(name: str) -> run.Result:
-        answers = tuple(Answer("", "", 0, (0.9, 0.1) if n < 9 else (0.1, 0.9), f"{name}{n // 3}") for n in range(12))
+def test_the_interval_of_all_folds_is_that_of_their_people(capsys: pytest.CaptureFixture[str]) -> None:
+    def fold(name: str, photos: int = 3) -> run.Result:
+        people = [f"{name}{number // photos}" for number in range(12)]
+        shares = [(0.9, 0.1) if number < 9 else (0.1, 0.9) for number in range(12)]
+        answers = tuple(Answer("", "", 0, *known) for known in zip(shares, people, strict=True))
         figures = measure(np.array([answer.probabilities for answer in answers]), [0] * 12, ("a", "b"), 0.5)
         return run.Result(Path(name), figures, figures, Threshold(0.5, 0.9, True, *[Proportion(9, 12)] * 2), answers)
 
@@ -311,6 +315,11 @@ def test_the_interval_of_all_folds_is_that_of_their_people() -> None:
     assert (len(validated.answers), validated.people) == (24, 8)
     # Of each person all three are right, or wrong: they count as one, and the variance of so few is one more's.
     assert validated.interval == pytest.approx(Proportion(18, 24, 7.0).interval)
+    _tell_folds(validated, Path("folds"))
+    assert " of 24 pictures of 8 people\n" in capsys.readouterr().out
+    # Who is not told apart is not said to be somebody.
+    _tell_folds(run.CrossValidation(Path("folds"), (fold("x", 1), fold("y", 1))), Path("folds"))
+    assert " of 24 pictures, each counted as another person's (--group-by)\n" in capsys.readouterr().out
 
 
 def test_faces_are_learnt_where_nearly_all_photos_show_one(tmp_path: Path, labelled: Path, detector: Path) -> None:
@@ -337,3 +346,20 @@ def test_empty_classes_are_told_also_where_faces_are_looked_for(tmp_path: Path, 
     assert not notes
     with pytest.raises(DatasetError, match="class x has 0 readable"):
         run.train(order(tmp_path), tmp_path / "run", CPU, Told())
+
+
+def test_a_photo_that_is_damaged_where_only_training_looks_is_left_out(begun: Order, tmp_path: Path) -> None:
+    """Judged at a smaller scale it would be taken for whole, and end the training."""
+    file = begun.data / "dark" / "damaged.jpg"
+    noise(256, 256).save(file, progressive=True, quality=90)
+    data = file.read_bytes()
+    last = data.rindex(b"\xff\xda")  # the header of the last scan
+    file.write_bytes(data[: last + 2] + b"\xff\xff" + data[last + 4 :])
+    wanted = replace(begun, recipe=replace(begun.recipe, image_size=200, adapt_epochs=1, fine_epochs=0))
+    assert decode_picture(file.read_bytes(), 64).image.size == (64, 64)
+    with pytest.raises(PictureError):
+        decode_picture(file.read_bytes(), wanted.recipe.source.shorter_side)
+    watcher = Told()
+    run.train(wanted, tmp_path / "run", CPU, watcher)
+    (told,) = [note for note in watcher.notes if note.startswith("left out")]
+    assert told.startswith("left out: dark/damaged.jpg: corrupt: ")
