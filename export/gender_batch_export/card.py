@@ -122,8 +122,9 @@ def _started_from(training: dict[str, Any]) -> str:
 
 
 def _measured_on(pictures: HeldOut) -> str:
+    but = " but whether a lower precision is good enough, with few for validation" if pictures.judged_by_test else ""
     split, why = {
-        "test": ("test", "on which nothing was chosen"),
+        "test": ("test", f"on which nothing was chosen{but}"),
         "val": ("validation", "since there is no test: weights, threshold and precisions were chosen on them"),
     }[pictures.split]
     total, people = len(pictures.figures), len({picture.group for picture in pictures.figures})
@@ -135,7 +136,9 @@ def _measured_on(pictures: HeldOut) -> str:
 def _lower_proved(variants: Sequence[Variant], pictures: HeldOut) -> str:
     if len(variants) == 1:
         return ""
-    return f"; int8 and fp16 on validation pictures, of which int8 was calibrated on {len(pictures.calibration)} others"
+    judged_on = "validation and test" if pictures.judged_by_test else "validation"
+    calibrated = f"{len(pictures.calibration)} {'others of validation' if pictures.judged_by_test else 'others'}"
+    return f"; int8 and fp16 on {judged_on} pictures, of which int8 was calibrated on {calibrated}"
 
 
 def _figures_per_precision(variants: Sequence[Variant], threshold: float) -> str:

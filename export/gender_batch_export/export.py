@@ -18,9 +18,8 @@ from gender_batch.training.network import Checkpoint
 from gender_batch.training.run import CHECKPOINT, FOLDS, STATE
 from gender_batch_export.card import Variant, model_card
 from gender_batch_export.graph import write_graph
-from gender_batch_export.heldout import HeldOut, check_answers, held_out
+from gender_batch_export.heldout import LEAST_JUDGED, HeldOut, check_answers, held_out
 from gender_batch_export.parity import (
-    LEAST_JUDGED,
     LIMITS,
     Agreement,
     Parity,
@@ -176,9 +175,9 @@ def _gate(checkpoint: Checkpoint, pictures: HeldOut) -> _Gate | str:
     """Or why there is none."""
     if not pictures.calibration or len(pictures.gate) < LEAST_JUDGED:
         return (
-            f"{len(pictures.gate)} readable validation pictures are left to judge it on, and of fewer than "
-            f"{LEAST_JUDGED} chance decides; train with at least {2 * LEAST_JUDGED} for validation (in val/, or by the "
-            "column `split` of --labels), since up to half of them calibrate; it is not written"
+            f"{len(pictures.gate)} readable held-out pictures are left to judge it on, and of fewer than "
+            f"{LEAST_JUDGED} chance decides; train with more for validation, half of which calibrate, and for the test "
+            "(in val/ and test/, or by the column `split` of --labels); it is not written"
         )
     paths = [picture.path for picture in pictures.gate]
     spec = checkpoint.preprocessing

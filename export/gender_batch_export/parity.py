@@ -16,6 +16,7 @@ from gender_batch.model.session import Model
 from gender_batch.pictures.preprocessing import Preprocessing, bound_aspect
 from gender_batch.pictures.read import read_picture
 from gender_batch.training.network import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
+from gender_batch_export.heldout import LEAST_JUDGED
 from gender_batch_export.precision import Precision
 
 LARGEST_DIFFERENCE = 1e-4
@@ -23,13 +24,6 @@ LARGEST_DIFFERENCE = 1e-4
 
 BATCHES = (1, 2, 7)
 """Batch sizes that the file must serve with equal answers."""
-
-LEAST_JUDGED = 100
-"""Fewest pictures on which a lower precision is judged: on fewer, chance lets bad files through.
-
-A file that truly keeps 95% of the labels keeps 98.5% of N with the binomial probability of at most 0.015 N changes:
-36% for 20 pictures, 4% for 100, and less than 5% for every N from 93 on.
-"""
 
 CONFIDENT = 0.8
 """Probability from which an answer of the checkpoint may hardly ever change."""

@@ -34,7 +34,7 @@ def export(run: Path | None, out: Path | None, precisions: tuple[str, ...]) -> N
     Without RUN the newest run under runs/ is taken. The proof compares real held-out pictures through torch and
     through the path of `classify`. fp32: no probability differs by more than 1e-4, no label at all. fp16: 99.9% of
     the labels agree. int8: 98.5%, and 99.8% of those that the checkpoint gives with at least 0.8, and accuracy is
-    within 0.3 points. fp16 and int8 are judged on at least 100 validation pictures. What fails is not written, the
+    within 0.3 points. fp16 and int8 are judged on at least 100 held-out pictures. What fails is not written, the
     reason is told and the exit code is 1; if fp32 fails, nothing is written.
     """
     if out is not None and out.suffix != ".onnx":

@@ -44,6 +44,7 @@ def site(tmp_path: Path) -> Path:
         (folder / "nvidia" / kind / "lib").mkdir(parents=True)
         for library in (NVIDIA / kind / "lib").glob("lib*.so*"):
             (folder / "nvidia" / kind / "lib" / library.name).symlink_to(library)
+    (folder / "nvidia" / "__init__.py").touch()  # so that no other folder of that name counts
     return folder
 
 
@@ -115,6 +116,15 @@ def test_each_library_that_is_missing_is_named(site: Path, driver: Path, gone: l
     assert code == 1
     assert all(library in checks["device"]["found"] for library in gone)
     assert checks["device"]["remedy"] == f"pip install {packages}"
+
+
+@needs_libraries
+def test_libraries_are_found_elsewhere_than_beside_the_runtime(tmp_path: Path, driver: Path) -> None:
+    """As where they were installed for a user, or for an environment below this one."""
+    (tmp_path / "onnxruntime").symlink_to(ONNXRUNTIME)
+    code, checks = examined(site=tmp_path, driver=driver)
+    assert (code, checks["device"]["level"]) == (1, "problem")  # the driver only pretends
+    assert "not found" not in checks["device"]["found"]
 
 
 @needs_libraries

@@ -289,8 +289,9 @@ def test_on_few_validation_pictures_no_lower_precision_is_judged(
     result = in_this_process("export", run, "--precision", "int8", "--precision", "fp32")
     assert result.returncode == 1
     told = result.stderr.decode()
-    assert told.startswith(f"gender-batch: int8: {validation // 2} readable validation pictures are left")
-    assert "at least 200 for validation (in val/, or by the column `split`" in told
+    assert told.startswith(f"gender-batch: int8: {validation // 2 + 20} readable held-out pictures are left")
+    assert "train with more for validation" in told
+    assert "(in val/ and test/, or by the column `split`" in told
     assert (run / "model.onnx").is_file()
     assert not (run / "model.int8.onnx").exists()
 

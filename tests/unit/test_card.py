@@ -70,11 +70,11 @@ def variant(precision: str, file: str | None, answers: list[int]) -> Variant:
     )
 
 
-def card(split: str = "test", metadata: Metadata = METADATA, people: int = 8) -> str:
+def card(split: str = "test", metadata: Metadata = METADATA, people: int = 8, judged_by_test: bool = False) -> str:
     pictures = tuple(
         Picture(f"{number}.jpg", label, f"{number % people}", {}, ()) for number, label in enumerate(TRUTH)
     )
-    held = HeldOut(proof=pictures, calibration=pictures[:3], gate=pictures[3:], figures=pictures, split=split)
+    held = HeldOut(pictures, pictures[:3], pictures[3:], pictures, split, judged_by_test=judged_by_test)
     variants = [variant("fp32", None, TRUTH), variant("int8", "m.int8.onnx", [0, 0, 0, 1, 1, 1, 0, 0])]
     return model_card(metadata, variants, held, "m")
 
@@ -105,7 +105,13 @@ def test_figures_per_group_and_label_and_both() -> None:
 def test_the_card_tells_on_what() -> None:
     assert "the same 8 test pictures" in card()
     assert "the same 8 validation pictures" in card("val")
-    assert "calibrated on 3 others" in card()
+    assert "on which nothing was chosen;" in card()
+    assert "int8 and fp16 on validation pictures, of which int8 was calibrated on 3 others." in card()
+    told = card(judged_by_test=True)
+    assert "on which nothing was chosen but whether a lower precision is good enough, with few for validation;" in told
+    assert (
+        "int8 and fp16 on validation and test pictures, of which int8 was calibrated on 3 others of validation." in told
+    )
     assert "- int8: proof of int8." in card()
     assert "SHA-256 of m.int8.onnx" in card()
     assert "SHA-256 of None" not in card()

@@ -19,8 +19,8 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from gender_batch_export.export import place
-from gender_batch_export.heldout import JUDGED, HeldOutError, held_out, spread
-from gender_batch_export.parity import CONFIDENT, LEAST_JUDGED, LIMITS, Limits, Parity, agreement
+from gender_batch_export.heldout import JUDGED, LEAST_JUDGED, HeldOutError, held_out, spread
+from gender_batch_export.parity import CONFIDENT, LIMITS, Limits, Parity, agreement
 from gender_batch_export.precision import Precision, overflows, write_fp16, write_int8
 
 from gender_batch.model.metadata import KEY
@@ -313,14 +313,27 @@ def test_no_picture_calibrates_and_judges(tmp_path: Path) -> None:
     held = held_out(tmp_path, ("a", "b"), Preprocessing(size=4, resize=4))
     calibration, gate = ({Path(one.path).name for one in part} for part in (held.calibration, held.gate))
     assert not calibration & gate
-    assert calibration | gate == {f"val{number}.png" for number in range(20)} - {"val1.png"}
+    tested = {f"test{number}.png" for number in range(1, 6)}
+    read = {f"val{number}.png" for number in range(20)} - {"val1.png"} | tested
+    assert calibration | gate == read
     assert len(calibration) == 10
-    read = calibration | gate | {f"test{number}.png" for number in range(1, 6)}
+    assert not calibration & tested
     assert {Path(one.path).name for one in held.proof} == read
     assert [Path(one.path).name for one in held.figures] == [f"test{number}.png" for number in range(1, 6)]
     assert [one.label for one in held.figures] == [1, 0, 1, 0, 1]
     assert held.figures[0].attributes == {"age": "30-39", "race": "x"}
     assert held.split == "test"
+    assert held.judged_by_test
+
+
+@pytest.mark.parametrize(("validation", "test"), [(198, 1), (199, 1), (198, 0)])
+def test_the_test_judges_where_validation_cannot(tmp_path: Path, validation: int, test: int) -> None:
+    write_held_out(tmp_path, {"val": validation, "test": test}, [], [])
+    held = held_out(tmp_path, ("a", "b"), Preprocessing(size=4, resize=4))
+    assert len(held.calibration) == validation // 2
+    assert len(held.gate) == (LEAST_JUDGED if test else LEAST_JUDGED - 1)
+    assert held.judged_by_test == (validation == 198 and test == 1)
+    assert held.judged_by_test == any("test" in Path(one.path).name for one in held.gate)
 
 
 @pytest.mark.parametrize(
@@ -372,7 +385,7 @@ def test_help_and_documents_tell_the_limits_of_the_gates() -> None:
     limits = f"fp16: {FP16.agreement:.1%} of the labels agree. int8: {INT8.agreement:.1%}, and {INT8.confident:.1%} of "
     assert f"{limits}those that the checkpoint gives with at least {CONFIDENT:g}" in help_text
     assert f"within {100 * INT8.accuracy:g} points" in help_text
-    assert f"at least {LEAST_JUDGED} validation pictures" in help_text
+    assert f"at least {LEAST_JUDGED} held-out pictures" in help_text
     promise = (REPOSITORY / "export" / "README.md").read_text()
     assert f"| same label on {FP16.agreement:.1%};" in promise
     assert f"same label on {INT8.agreement:.1%}, and on {INT8.confident:.1%} of the pictures that it answers" in promise
