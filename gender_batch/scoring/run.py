@@ -17,7 +17,8 @@ from gender_batch.prediction import PROBABILITY_DIGITS, UNCERTAIN, Person, Predi
 from gender_batch.scoring.batches import GPU_BATCH, BatchInference
 from gender_batch.scoring.cores import usable_cores
 from gender_batch.scoring.pool import WorkerPool
-from gender_batch.scoring.worker import Outcome, Read, ReadAndInfer
+from gender_batch.scoring.slots import SharedBytes
+from gender_batch.scoring.worker import Outcome, Read, ReadAndInfer, StepFactory
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,10 @@ class Scorer:
         self.search = _face_search(options.faces, self.metadata.pictures)
         spec = self.metadata.preprocessing
         self._batches = BatchInference(self._model) if self.device.name == "cuda" else None
-        on_cpu = ReadAndInfer(self.model, self._model.content, spec, self.search)
-        factory = Read(spec, self.search) if self._batches else on_cpu
+        if self._batches:
+            factory: StepFactory = Read(spec, self.search)
+        else:
+            factory = ReadAndInfer(self.model, SharedBytes(self._model.content), spec, self.search)
         self.workers = options.workers or usable_cores()
         self.pictures, self.reading, self.decoding, self.finding, self.inference = 0, 0.0, 0.0, 0.0, 0.0
         side = spec.size if self._batches else None

@@ -1,8 +1,9 @@
-"""Memory that workers and their parent share, in which pixels cross from one to the other without being copied."""
+"""Memory that workers and their parent share: pixels cross in it without being copied, and all see one model."""
 
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
+
+
+class SharedBytes:
+    """Some bytes, which travel to a process that multiprocessing starts by where they are: in the pipe between the two
+    so many would hold up the start of the next one."""
+
+    def __init__(self, content: bytes) -> None:
+        self._memory = multiprocessing.RawArray(ctypes.c_uint8, len(content))
+        memoryview(self._memory).cast("B")[:] = content
+
+    def __bytes__(self) -> bytes:
+        return bytes(memoryview(self._memory))
 
 
 class Slots:

@@ -28,7 +28,7 @@ from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import PictureError, read_needed
 from gender_batch.prediction import Box, Status
 from gender_batch.scoring.allocator import keep_memory
-from gender_batch.scoring.slots import Slots
+from gender_batch.scoring.slots import SharedBytes, Slots
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -163,10 +163,10 @@ class ReadAndInfer(StepFactory):
     """Read and preprocess several pictures one by one, then infer them, on one core: on a CPU the fastest
     arrangement. What decoder and network each keep in the core's caches is lost less often than with every picture.
 
-    The model's `content` travels with its name: all workers, also those that are started later, have the same one."""
+    The `content` of the model's file goes with its name: all workers, also those that are started later, have it."""
 
     model: Path
-    content: bytes
+    content: SharedBytes
     preprocessing: Preprocessing
     search: FaceSearch | None = None
 
@@ -178,7 +178,7 @@ class ReadAndInfer(StepFactory):
         return Read(self.preprocessing, self.search)()
 
     def inference(self) -> Inference:
-        return _Inference(Model(self.model, "cpu", threads=1, content=self.content))
+        return _Inference(Model(self.model, "cpu", threads=1, content=bytes(self.content)))
 
 
 class _Inference:

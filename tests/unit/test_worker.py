@@ -15,6 +15,7 @@ from gender_batch.model.session import DEFAULT_FOLDER, Model
 from gender_batch.pictures.preprocessing import Preprocessing
 from gender_batch.pictures.read import read_bytes
 from gender_batch.prediction import Status
+from gender_batch.scoring.slots import SharedBytes
 from gender_batch.scoring.worker import Outcome, Read, ReadAndInfer, _Inference, _reading_early
 
 
@@ -78,7 +79,7 @@ def test_all_of_a_file_is_read_where_faces_are_looked_for() -> None:
     spec = Preprocessing(size=160, resize=171)
     for search, needed in ((None, spec.shorter_side), (FaceSearch(Path("detector.onnx")), None)):
         assert Read(spec, search).shorter_side == needed
-        assert ReadAndInfer(Path("model.onnx"), b"", spec, search).shorter_side == needed
+        assert ReadAndInfer(Path("model.onnx"), SharedBytes(b"model"), spec, search).shorter_side == needed
 
 
 @pytest.mark.parametrize(("side", "whole"), [(None, True), (64, False)])
