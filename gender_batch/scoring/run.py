@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,14 +12,14 @@ from gender_batch.faces.fetch import GET_IT, SHA256, DetectorError, find_detecto
 from gender_batch.faces.look import LOOKING, FaceSearch
 from gender_batch.model.metadata import Metadata
 from gender_batch.model.session import Device, Model
-from gender_batch.pictures.preprocessing import READING
+from gender_batch.pictures.preprocessing import READING, Preprocessing
 from gender_batch.pictures.read import reads_heif
 from gender_batch.prediction import PROBABILITY_DIGITS, UNCERTAIN, Person, Prediction, Reason, Status, decide
 from gender_batch.scoring.batches import GPU_BATCH, BatchInference
 from gender_batch.scoring.cores import usable_cores
 from gender_batch.scoring.pool import WorkerPool
 from gender_batch.scoring.slots import SharedBytes
-from gender_batch.scoring.worker import Outcome, Read, ReadAndInfer, StepFactory
+from gender_batch.scoring.worker import Outcome, Read, ReadAndInfer
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,17 @@ class Scorer:
         self.search = _face_search(options.faces, self.metadata.pictures)
         spec = self.metadata.preprocessing
         self._batches = BatchInference(self._model) if self.device.name == "cuda" else None
-        if self._batches:
-            factory: StepFactory = Read(spec, self.search)
-        else:
-            factory = ReadAndInfer(self.model, SharedBytes(self._model.content), spec, self.search)
+        factory = Read(spec, self.search) if self._batches else self._on_cpu(spec)
         self.workers = options.workers or usable_cores()
         self.pictures, self.reading, self.decoding, self.finding, self.inference = 0, 0.0, 0.0, 0.0, 0.0
         side = spec.size if self._batches else None
         self._pool = WorkerPool(factory, self.workers, options.picture_timeout, side)
+
+    def _on_cpu(self, spec: Preprocessing) -> ReadAndInfer:
+        content: SharedBytes | bytes = self._model.content
+        with suppress(OSError):  # no room to share it: each worker is sent its own, which starts them more slowly
+            content = SharedBytes(self._model.content)
+        return ReadAndInfer(self.model, content, spec, self.search)
 
     @property
     def model(self) -> Path:

@@ -166,7 +166,7 @@ class ReadAndInfer(StepFactory):
     The `content` of the model's file goes with its name: all workers, also those that are started later, have it."""
 
     model: Path
-    content: SharedBytes
+    content: SharedBytes | bytes
     preprocessing: Preprocessing
     search: FaceSearch | None = None
 

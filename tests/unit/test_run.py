@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -106,6 +107,18 @@ def test_a_model_that_is_replaced_during_a_run_answers_to_its_end(brightness: Pa
     model.write_bytes(brightness.read_bytes())
     with Scorer(Options(model=model, device="cpu", workers=1)) as scorer:
         model.write_bytes(b"of another export")
+        (row,) = scorer.rows([grey(tmp_path / "grey.png", 255)])
+    assert (row.label, row.status) == ("bright", Status.OK)
+
+
+def test_without_room_for_shared_memory_workers_have_the_model_all_the_same(
+    brightness: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run, "SharedBytes", full)
+    with Scorer(Options(model=brightness, device="cpu", workers=2)) as scorer:
         (row,) = scorer.rows([grey(tmp_path / "grey.png", 255)])
     assert (row.label, row.status) == ("bright", Status.OK)
 
