@@ -88,7 +88,9 @@ if TYPE_CHECKING:
     help="Write a keyed hash (HMAC-SHA-256) of each path instead of the path.",
 )
 @click.option(
-    "--spreadsheet-safe", is_flag=True, help="Put ' before text in a CSV that a spreadsheet would take for a formula."
+    "--spreadsheet-safe",
+    is_flag=True,
+    help="Put ' before text in a CSV that a spreadsheet would take for a formula, and quotes around all text.",
 )
 @click.option(
     "--summary",
@@ -176,7 +178,7 @@ def classify(
             ending.enter_context(recorded(run, summary, log))
         ending.enter_context(_errors_told(log, run))
         ending.enter_context(stopping_on_signals(run.outcome, deadline, log.error))
-        name_of = privacy.pseudonymiser(pseudonymise) if pseudonymise else None
+        name_of = privacy.pseudonymiser(pseudonymise) if pseudonymise else str
         for path in (target, state):
             if path:
                 locks.enter_context(locked(path))
@@ -208,12 +210,12 @@ def classify(
             if kept:
                 policy = Policy(retry_failed, verify_content)
                 night = run.night = stack.enter_context(Night(kept, policy, progress.night))
-            protect = privacy.protection(name_of, spreadsheet_safe and suffix == ".csv")
             with published(target, run.tell_published) if target else nullcontext(sys.stdout.buffer) as file:
-                with write_rows(file, suffix, columns(labels)) as rows, run.timed():
+                with write_rows(file, suffix, columns(labels), spreadsheet_safe) as rows, run.timed():
                     for picture in night.rows(scorer, found) if night else scorer.rows(found):
                         for row in picture.every_face() if every_face else (picture,):
-                            rows.write(protect(row.values(len(labels))))
+                            name, *others = row.values(len(labels))
+                            rows.write([name_of(str(name)), *others])
                         run.summary.add(picture)
                         if sheet:
                             sheet.add(picture)
@@ -224,7 +226,7 @@ def classify(
                     fail(f"{few}: is everything mounted? {run.outcome()}", Exit.NO_PICTURE, log.error)
                 # Before the rows appear: there are both, or neither.
                 if sheet and gallery:
-                    sheet.write(gallery, labels, scorer.workers, name_of or str)
+                    sheet.write(gallery, labels, scorer.workers, name_of)
             run.tell_published()
             # A folder that could not be read tonight has not lost its pictures; nor has one that a link leads to.
             if night and not (walk.unreadable_folders or walk.lost_links):

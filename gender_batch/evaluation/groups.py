@@ -71,4 +71,5 @@ def accuracies(groups: Iterable[Group]) -> dict[str, dict[str, Any]]:
 
 def _natural(value: str) -> list[str | int]:
     """Sorts numbers in a text by their size: 3-9 before 10-19."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", value)]
+    # Of at most 18 digits: Python refuses to make a number of thousands.
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d{1,18})", value)]

@@ -15,8 +15,8 @@ Values = Sequence[Value]
 SHORTEST_KEY, LONGEST_KEY = 16, 1 << 20
 """Bytes. A key has a few dozen; what is longer is something else, and is not read to its end."""
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""What makes a spreadsheet take a cell for a formula (OWASP, "CSV Injection")."""
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What makes a spreadsheet take a cell for a formula (OWASP, "CSV Injection"); the last four are full-width."""
 
 
 class KeyFileError(Exception):
@@ -42,18 +42,6 @@ def pseudonymiser(key_file: Path) -> Callable[[str], str]:
             f"{key_file}: a key of {len(key)} bytes; it needs {SHORTEST_KEY} or more: openssl rand -hex 32 > {key_file}"
         )
     return lambda path: hmac.new(key, os.fsencode(path), hashlib.sha256).hexdigest()
-
-
-def protection(name_of: Callable[[str], str] | None, spreadsheet: bool) -> Callable[[Values], Values]:
-    """What is done to the values of a row, whose first is the path: it is replaced by `name_of` it, and for a
-    `spreadsheet` all are made safe."""
-
-    def protect(values: Values) -> Values:
-        if name_of:
-            values = (name_of(str(values[0])), *values[1:])
-        return spreadsheet_safe(values) if spreadsheet else values
-
-    return protect
 
 
 def spreadsheet_safe(values: Values) -> list[Value]:

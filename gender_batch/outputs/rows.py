@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from gender_batch.outputs.privacy import spreadsheet_safe
 from gender_batch.prediction import Value
 
 
@@ -28,9 +29,11 @@ class CsvRows:
     `open(..., newline="", encoding="utf-8", errors="surrogateescape")` to have them back exactly.
     """
 
+    dialect: type[csv.Dialect] = csv.excel
+
     def __init__(self, file: BinaryIO, columns: Sequence[str]) -> None:
         self._text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
-        self._csv = csv.writer(self._text)
+        self._csv = csv.writer(self._text, self.dialect)
         self._csv.writerow(columns)
 
     def write(self, values: Sequence[Value]) -> None:
@@ -38,6 +41,20 @@ class CsvRows:
 
     def close(self) -> None:
         self._text.detach()  # which flushes it, and leaves the file open
+
+
+class _Quoted(csv.excel):
+    quoting = csv.QUOTE_NONNUMERIC
+
+
+class SpreadsheetRows(CsvRows):
+    """The same for a spreadsheet: no text is taken for a formula, and each is quoted. Where a list's separator is a
+    semicolon, as in much of Europe, what follows one in a name would be a cell of its own otherwise."""
+
+    dialect = _Quoted
+
+    def write(self, values: Sequence[Value]) -> None:
+        super().write(spreadsheet_safe(values))
 
 
 class JsonLines:
@@ -89,8 +106,10 @@ def format_of(path: Path) -> str:
 
 
 @contextmanager
-def write_rows(file: BinaryIO, suffix: str, columns: Sequence[str]) -> Iterator[RowWriter]:
-    """A writer of the format for `suffix` on an open binary file; completed unless an error leaves the block."""
-    writer = FORMATS[suffix](file, columns)
+def write_rows(file: BinaryIO, suffix: str, columns: Sequence[str], spreadsheet: bool = False) -> Iterator[RowWriter]:
+    """A writer of the format for `suffix` on an open binary file; completed unless an error leaves the block.
+    A CSV may be made safe for a `spreadsheet`."""
+    form = SpreadsheetRows if spreadsheet and suffix == ".csv" else FORMATS[suffix]
+    writer = form(file, columns)
     yield writer
     writer.close()

@@ -17,7 +17,7 @@ Pixels = NDArray[np.uint8]
 LONGEST_ASPECT = 4
 """Longer side by shorter side of what is resized."""
 
-READING = 5
+READING = 6
 """Version of how pictures are read and resized: raised when the same file and specification give other pixels than
 before, so that rows kept from earlier are scored again."""
 

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from gender_batch.pictures.bare import without_metadata
 from gender_batch.pictures.scans import NeverEnoughError, ends_properly, shortened, without_late_scans
 from gender_batch.prediction import Status
 
@@ -89,6 +90,7 @@ def decode_picture(data: bytes, shorter_side: int | None = None) -> Picture:
         raise PictureError(Status.UNSUPPORTED, f"not a picture of a known format ({', '.join(_SIGNATURES)})")
     if name == "HEIF":
         _require_heif()
+    data, exif, ends = without_metadata(name, data)
     if name == "JPEG" and shorter_side is not None:
         data = without_late_scans(data, shorter_side)
     width = height = None
@@ -97,8 +99,10 @@ def decode_picture(data: bytes, shorter_side: int | None = None) -> Picture:
             # Pillow warns of bombs (refused below), odd EXIF and odd ICC profiles: nobody reads that at night.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=[name]) as image:
-                # A PNG may have its EXIF behind its pixels, and looking for it would load them.
-                orientation = 1 if name == "PNG" else _orientation(image)
+                # An orientation in XMP is for editors. Pillow obeys it, but what has turned a picture often forgets it.
+                image.info.pop("xmp", None)
+                # Pillow turns a TIFF itself.
+                orientation = 1 if name == "TIFF" else _orientation(exif or image.info.get("exif"))
                 width, height = _oriented(image.size, orientation)
                 if width * height > PIXEL_LIMIT:
                     raise PictureError(
@@ -109,12 +113,14 @@ def decode_picture(data: bytes, shorter_side: int | None = None) -> Picture:
                     )
                 if name == "TIFF" and (kind := _misread(image)):
                     raise PictureError(Status.UNSUPPORTED, f"TIFF: {kind}", width, height)
+                if not ends:
+                    # Where zeros stand for the rest, as in a copy that was not finished, libjpeg takes them for grey.
+                    raise PictureError(Status.CORRUPT, "JPEG: the file is truncated: no end marker", width, height)
                 if shorter_side is not None:
                     image.draft(None, (shorter_side, shorter_side))
+                if name == "PNG" and "transparency" in image.info:
+                    _scale_transparent_value(image, bits=data[24])
                 image.load()
-                if name == "PNG":
-                    orientation = _orientation(image)
-                    width, height = _oriented(image.size, orientation)
                 upright = _flatten(image)
                 if orientation != 1:
                     upright = upright.transpose(_TRANSPOSITIONS[orientation])
@@ -159,7 +165,8 @@ def _take_needed(shorter_side: int, file: BinaryIO, size: int) -> bytes:
         short = shortened(data, shorter_side)
         if not ends_properly(os.pread(file.fileno(), 2, max(0, size - 2))):
             raise NeverEnoughError
-        while short is None and (more := file.read(min(BLOCK, enough - len(data)))):
+        # By a quarter more each time: what is there is looked at from its start again.
+        while short is None and (more := file.read(min(max(BLOCK, len(data) // 4), enough - len(data)))):
             data += more
             short = shortened(data, shorter_side)
     except NeverEnoughError:
@@ -253,12 +260,12 @@ _TRANSPOSITIONS = {
 }
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1..8."""
-    if image.format == "TIFF":
-        return 1  # Pillow has turned it itself
+def _orientation(block: bytes | None) -> int:
+    """The orientation, 1..8, in a block of EXIF."""
+    exif = Image.Exif()
     try:
-        value = image.getexif().get(EXIF_ORIENTATION, 1)
+        exif.load(block or b"")
+        value = exif.get(EXIF_ORIENTATION, 1)
     except Exception:  # noqa: BLE001 - a damaged EXIF block does not make the picture unusable
         return 1
     return value if value in _TRANSPOSITIONS else 1
@@ -283,6 +290,15 @@ def _flatten(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
     return image.convert("RGB")
+
+
+def _scale_transparent_value(image: Image.Image, bits: int) -> None:
+    """The value of a PNG that is transparent as the pixels have it: Pillow makes them 8 bits wide, but not that."""
+    value = image.info["transparency"]
+    if image.mode == "L" and bits < 8:
+        image.info["transparency"] = value % (1 << bits) * (255 // ((1 << bits) - 1))
+    elif image.mode == "RGB" and bits == 16:
+        image.info["transparency"] = tuple(sample >> 8 for sample in value)
 
 
 _NOT_FOR_PILLOW = ("cannot handle", "unknown pixel mode")

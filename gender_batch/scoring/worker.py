@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import AvifImagePlugin
 
 from gender_batch.faces.look import FaceSearch, Looker
 from gender_batch.model.session import Model
@@ -271,6 +272,7 @@ def work(
         keep_memory(KEPT, arenas=2)
         _limit_memory()
         _quieten_libraries()
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the other cores have workers of their own
         connection.send(None)  # ready
         ahead = ReadAhead(read_early=_reading_early(factory.shorter_side))
         announced: deque[_Announced] = deque()

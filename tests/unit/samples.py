@@ -68,10 +68,13 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
-def png(width: int, height: int, packed: bytes = b"", bits: int = 8, colour: int = 2) -> bytes:
-    """A PNG by hand: `packed` is the compressed content of its only IDAT chunk."""
+def png(
+    width: int, height: int, packed: bytes = b"", bits: int = 8, colour: int = 2, transparent: tuple[int, ...] = ()
+) -> bytes:
+    """A PNG by hand: `packed` is the compressed content of its only IDAT chunk, `transparent` the value that is."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", packed), (b"IEND", b""))
+    transparency = [(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))] if transparent else []
+    chunks = [(b"IHDR", header), *transparency, (b"IDAT", packed), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(name, content) for name, content in chunks)
 
 

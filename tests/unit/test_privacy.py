@@ -46,7 +46,7 @@ def test_a_weak_or_missing_key_is_refused(tmp_path: Path) -> None:
         pseudonymiser(tmp_path / "none")
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
 def test_whatever_a_formula_begins_with_is_made_text(start: str) -> None:
     assert spreadsheet_safe([f"{start}cmd", f"a{start}b", None, -1]) == [f"'{start}cmd", f"a{start}b", None, -1]
 
@@ -55,7 +55,7 @@ def test_whatever_a_formula_begins_with_is_made_text(start: str) -> None:
 def test_no_text_begins_like_a_formula(values: list[str | float | int | None]) -> None:
     safe = spreadsheet_safe(values)
     for before, after in zip(values, safe, strict=True):
-        if isinstance(before, str) and before[:1] and before[0] in "=+-@\t\r":
+        if isinstance(before, str) and before[:1] and before[0] in "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20":
             assert after == f"'{before}"
         else:
             assert after == before

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -565,6 +566,24 @@ def test_a_transparent_colour_of_an_rgb_png_is_composed_on_white() -> None:
     image.putpixel((1, 0), (200, 100, 50))
     picture = decode_picture(encoded(image, "PNG", transparency=(1, 2, 3)))
     assert pixels(picture).tolist() == [[[255, 255, 255], [200, 100, 50]]]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_transparent_grey_of_a_png_of_few_bits_is_composed_on_white(bits: int) -> None:
+    steps = min(1 << bits, 16)
+    greys = [value * 255 // ((1 << bits) - 1) for value in range(steps)]
+    rows = np.arange(steps, dtype=np.uint8)[np.newaxis, :]
+    packed = np.packbits(np.unpackbits(rows[..., np.newaxis], axis=2)[..., -bits:].reshape(1, -1), axis=1)
+    transparent = steps - 2
+    data = png(steps, 1, zlib.compress(b"\0" + packed.tobytes()), bits=bits, colour=0, transparent=(transparent,))
+    expected = [255 if value == transparent else grey for value, grey in enumerate(greys)]
+    assert pixels(decode_picture(data))[0, :, 0].tolist() == expected
+
+
+def test_a_transparent_colour_of_a_png_of_sixteen_bits_is_composed_on_white() -> None:
+    samples = np.array([[0x0102, 0x0304, 0x0506], [0x6402, 0x3204, 0x1E06]], ">u2")
+    data = png(2, 1, zlib.compress(b"\0" + samples.tobytes()), bits=16, colour=2, transparent=tuple(samples[0]))
+    assert pixels(decode_picture(data)).tolist() == [[[255] * 3, [0x64, 0x32, 0x1E]]]
 
 
 def test_cmyk_jpeg_is_converted() -> None:

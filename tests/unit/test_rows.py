@@ -63,6 +63,20 @@ def written(suffix: str, content: list[tuple[Value, ...]]) -> bytes:
     return file.getvalue()
 
 
+@given(names=st.lists(st.text(st.sampled_from("a;=\t\"',-\n+"), max_size=8), max_size=4))
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_no_cell_for_a_spreadsheet_is_a_formula_whatever_separates_its_cells(separator: str, names: list[str]) -> None:
+    file = io.BytesIO()
+    with write_rows(file, ".csv", COLUMNS[:2], spreadsheet=True) as writer:
+        for name in names:
+            writer.write((name, None))
+    _, *found = csv.reader(io.StringIO(file.getvalue().decode(), newline=""), delimiter=separator)
+    assert len(found) == len(names)
+    for cells, name in zip(found, names, strict=True):
+        assert cells[0].lstrip("'").startswith(name.lstrip("'"))
+        assert not any(cell.startswith(("=", "+", "-", "\t", "\n")) for cell in cells)
+
+
 @given(content=st.lists(rows(), max_size=5))
 @example(content=NASTY)
 def test_csv_is_read_back_exactly(content: list[tuple[Value, ...]]) -> None:
