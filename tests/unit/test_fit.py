@@ -476,10 +476,10 @@ def test_with_class_weights_a_rare_class_is_answered_as_often_as_a_common_one(tm
     for weighted in (False, True):
         recipe = Recipe(
             image_size=32,
-            adapt_epochs=40,
+            adapt_epochs=15,
             fine_epochs=0,
             batch_size=4,
-            lr_adapt=0.01,
+            lr_adapt=0.03,
             class_weights=weighted,
             augmentation=Augmentation(rotation=0, smallest_crop=1, zoom_out=0, colour=0, grey=0),
         )
