@@ -169,6 +169,7 @@ def _report(plan: Plan) -> list[str]:
             "",
             "## Beside others",
             "",
+            "The others compute in float32, with the weights of the same model.",
             "In brackets how many times faster `classify` is; then on how many pictures",
         ]
         lines += ["both give the same label.", "", *beside]

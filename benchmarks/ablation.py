@@ -26,6 +26,7 @@ from torch import Tensor
 
 from gender_batch.evaluation.metrics import expected_calibration_error
 from gender_batch.pictures.preprocessing import Preprocessing
+from gender_batch.scoring.cores import usable_cores
 from gender_batch.training.augmentation import Augmentation, zoom_out
 from gender_batch.training.dataset import load_dataset
 from gender_batch.training.fit import Labelled, fit
@@ -138,7 +139,7 @@ def main(faces: Path, labels: Path, weights: Path, out: Path | None, pictures: i
     data = load_dataset(faces / "train", labels_file=labels, seed=0)
     data = replace(data, train=data.train[:: -(-len(data.train) // pictures)])
     judged = data.val + data.test
-    machine = Machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"), len(os.sched_getaffinity(0)))
+    machine = Machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"), usable_cores())
 
     def measure(variant: Variant) -> Outcome:
         recipe, taken = variant.recipe, data

@@ -9,7 +9,6 @@ object: the label of each picture (0 or 1), in the order of their names.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,8 +17,9 @@ from typing import Any
 
 from gender_batch.model.session import Model
 from gender_batch.pictures.preprocessing import Preprocessing
+from gender_batch.scoring.cores import usable_cores
 
-CORES = len(os.sched_getaffinity(0))
+CORES = usable_cores()
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 32
 

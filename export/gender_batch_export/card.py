@@ -37,28 +37,22 @@ class Variant:
     groups: tuple[Group, ...]
 
 
-def model_card(metadata: Metadata, variants: Sequence[Variant], pictures: HeldOut, name: str) -> str:
-    """Markdown. Everything in it comes from the run, the files and the gates; nothing is typed in."""
-    training = metadata.training
-    recipe = training["recipe"]
-    counts = training["pictures"]
+def model_card(
+    metadata: Metadata, variants: Sequence[Variant], pictures: HeldOut, name: str, lower_judged: bool
+) -> str:
+    """Markdown. Everything in it comes from the run, the files and the gates; nothing is typed in.
+
+    `lower_judged` tells that lower precisions were, also where they were refused, and are not among the `variants`.
+    """
     sections = [
         f"# Model card: {_text(name)}",
         f"MobileNetV2 that answers {' or '.join(map(_verbatim, metadata.labels))}, or `uncertain`, "
         f"for {_KIND[metadata.pictures]}. The labels are *apparent* categories as annotators saw them in a "
         "picture: no statement about how a person sees themselves.",
         "## Data and training",
-        f"- {counts['train']:,} pictures to train on, {counts['val']:,} to validate, {counts['test']:,} to test; "
-        f"split by {_split_by(training['groups'])}; SHA-256 over names and contents `{training['data_sha256']}`.\n"
-        f"- {training['program']}: adaptation of the head for at most {recipe['adapt_epochs']} epochs, "
-        f"{_fine_tuned(recipe)} ({training['epochs']} epochs run in all), "
-        f"{recipe['image_size']} x {recipe['image_size']} pixels, seed {recipe['seed']}; {_kept(training)}; "
-        f"temperature and threshold fitted on validation.{_beside(training)}\n"
-        f"{_started_from(training)}"
-        f"- Preprocessing: shorter side to {metadata.preprocessing.resize} pixels (bilinear, antialiased), centre "
-        f"{metadata.preprocessing.size} x {metadata.preprocessing.size}.",
+        told_of_training(metadata),
         "## Figures of the files",
-        _measured_on(pictures) + _figures_per_precision(variants, metadata.threshold),
+        _measured_on(pictures, lower_judged) + _figures_per_precision(variants, metadata.threshold),
         "## Figures per group",
         "Accuracy with every picture answered, and its 95% interval, on the pictures of the table above.",
         _per_label(variants, metadata.labels) + _per_group(variants),
@@ -85,6 +79,25 @@ def model_card(metadata: Metadata, variants: Sequence[Variant], pictures: HeldOu
         "\n".join(f"- {_text(attribution)}" for attribution in metadata.attributions) or "none given",
     ]
     return "\n\n".join(section.rstrip() for section in sections) + "\n"
+
+
+def told_of_training(metadata: Metadata) -> str:
+    """What the card says of data and training. Raises KeyError, TypeError, AttributeError, ValueError where the
+    metadata do not hold it."""
+    training = metadata.training
+    recipe = training["recipe"]
+    counts = training["pictures"]
+    return (
+        f"- {counts['train']:,} pictures to train on, {counts['val']:,} to validate, {counts['test']:,} to test; "
+        f"split by {_split_by(training['groups'])}; SHA-256 over names and contents `{training['data_sha256']}`.\n"
+        f"- {training['program']}: adaptation of the head for at most {recipe['adapt_epochs']} epochs, "
+        f"{_fine_tuned(recipe)} ({training['epochs']} epochs run in all), "
+        f"{recipe['image_size']} x {recipe['image_size']} pixels, seed {recipe['seed']}; {_kept(training)}; "
+        f"temperature and threshold fitted on validation.{_beside(training)}\n"
+        f"{_started_from(training)}"
+        f"- Preprocessing: shorter side to {metadata.preprocessing.resize} pixels (bilinear, antialiased), centre "
+        f"{metadata.preprocessing.size} x {metadata.preprocessing.size}."
+    )
 
 
 def _split_by(groups: str | None) -> str:
@@ -121,8 +134,9 @@ def _started_from(training: dict[str, Any]) -> str:
     return lines
 
 
-def _measured_on(pictures: HeldOut) -> str:
-    but = " but whether a lower precision is good enough, with few for validation" if pictures.judged_by_test else ""
+def _measured_on(pictures: HeldOut, lower_judged: bool) -> str:
+    by_test = pictures.judged_by_test and lower_judged
+    but = " but whether a lower precision is good enough, with few for validation" if by_test else ""
     split, why = {
         "test": ("test", f"on which nothing was chosen{but}"),
         "val": ("validation", "since there is no test: weights, threshold and precisions were chosen on them"),
@@ -130,15 +144,24 @@ def _measured_on(pictures: HeldOut) -> str:
     total, people = len(pictures.figures), len({picture.group for picture in pictures.figures})
     shown = f" of {people:,} people" if people < total else ""
     held = f"{total:,} {split} pictures{shown}, {why}"
-    return f"Each file was run over the same {held}; {JUDGED:,} at most, spread evenly.\n\n"
+    gone = f" {pictures.gone:,} held-out pictures could not be read any more." if pictures.gone else ""
+    return f"Each file was run over the same {held}; {JUDGED:,} at most, spread evenly.{gone}\n\n"
 
 
 def _lower_proved(variants: Sequence[Variant], pictures: HeldOut) -> str:
-    if len(variants) == 1:
+    lower = [variant.precision for variant in variants[1:]]
+    if not lower:
         return ""
-    judged_on = "validation and test" if pictures.judged_by_test else "validation"
-    calibrated = f"{len(pictures.calibration)} {'others of validation' if pictures.judged_by_test else 'others'}"
-    return f"; int8 and fp16 on {judged_on} pictures, of which int8 was calibrated on {calibrated}"
+    judged_on, others = (
+        ("validation and test", "others of validation")
+        if pictures.judged_by_test
+        else (
+            "validation",
+            "others",
+        )
+    )
+    calibrated = f", int8 calibrated on {len(pictures.calibration)} {others}" if "int8" in lower else ""
+    return f"; {' and '.join(lower)} on {judged_on} pictures{calibrated}"
 
 
 def _figures_per_precision(variants: Sequence[Variant], threshold: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,11 @@ from gender_batch.evaluation.metrics import Proportion, measure, numbered
 from gender_batch.model.metadata import ModelError
 from gender_batch.model.session import Model, NoProbabilitiesError
 from gender_batch.outputs.publish import locked, publish_all, temporary_folder
+from gender_batch.pictures.preprocessing import Pixels, Preprocessing
 from gender_batch.training.network import Checkpoint
 from gender_batch.training.run import CHECKPOINT, FOLDS, STATE
-from gender_batch_export.card import Variant, model_card
-from gender_batch_export.graph import write_graph
+from gender_batch_export.card import Variant, model_card, told_of_training
+from gender_batch_export.graph import metadata_of, write_graph
 from gender_batch_export.heldout import LEAST_JUDGED, HeldOut, check_answers, held_out
 from gender_batch_export.parity import (
     LIMITS,
@@ -28,7 +29,7 @@ from gender_batch_export.parity import (
     served_probabilities,
     torch_probabilities,
 )
-from gender_batch_export.precision import FLOAT_CONVOLUTIONS, Pictures, Precision, overflows, write_fp16, write_int8
+from gender_batch_export.precision import FLOAT_CONVOLUTIONS, Precision, overflows, write_fp16, write_int8
 
 MODEL = "model.onnx"
 """The model file's name in the folder of its run."""
@@ -74,23 +75,32 @@ class _Candidate:
     precision: Precision
     file: Path
     proof: Parity | Agreement
+    device: str = "cpu"
     float_convolutions: int = 0
 
     def __str__(self) -> str:
-        if not self.float_convolutions:
-            return str(self.proof)
-        return f"{self.proof} (first {self.float_convolutions} convolutions in float32)"
+        told = str(self.proof)
+        if self.float_convolutions:
+            told += f" (first {self.float_convolutions} convolutions in float32)"
+        if self.precision is Precision.FP16 and self.device == "cpu":
+            told += " (judged on a CPU, which computes float16 in float32)"
+        return told
 
 
 @dataclass(frozen=True)
 class _Gate:
     """What a lower precision is made and judged with: paths, their true classes, the checkpoint's probabilities
-    (N, classes) of them, and the pixels of other pictures for calibration."""
+    (N, classes) of them, and other pictures for calibration."""
 
     pictures: Sequence[str]
     truth: Sequence[int]
     expected: NDArray[np.float32]
-    calibration: Pictures
+    calibration: Sequence[str]
+    preprocessing: Preprocessing
+
+    def pixels(self, pictures: Sequence[str]) -> Iterator[Pixels]:
+        spec = self.preprocessing
+        return (spec.apply(spec.read(path).image) for path in pictures)
 
 
 def newest_run(folder: Path = Path("runs")) -> Path:
@@ -113,7 +123,7 @@ def export(run: Path, out: Path | None = None, precisions: Sequence[Precision] =
     was asked for passes; WeightsError, HeldOutError, ModelError, LockedError, OSError. Then earlier files in these
     places are left as they were.
     """
-    if (run / FOLDS).is_file():
+    if (run / FOLDS).is_file() and not (run / CHECKPOINT).is_file():  # trained there once more, it has both
         raise ExportError(
             f"{run}: a cross-validation, whose folds are to be judged, not used; train once more without --folds, into "
             f"another --out, or name a fold: {run / 'fold-1'}"
@@ -123,6 +133,13 @@ def export(run: Path, out: Path | None = None, precisions: Sequence[Precision] =
     checkpoint = Checkpoint.load(run / CHECKPOINT)
     if (run / STATE).exists():
         raise ExportError(f"{run}: its training is not finished; `gender-batch train ... --out {run} --resume` goes on")
+    try:
+        told_of_training(metadata_of(checkpoint))  # now, and not after all proofs
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ExportError(
+            f"{run / CHECKPOINT}: what it says of its training is not what a card tells ({error!r}); was it made by "
+            "`gender-batch train`? Train again"
+        ) from None
     pictures = held_out(run, checkpoint.labels, checkpoint.preprocessing, checkpoint.training.get("pictures"))
     out = out or run / MODEL
     with locked(out), temporary_folder(out) as folder:
@@ -142,7 +159,7 @@ def export(run: Path, out: Path | None = None, precisions: Sequence[Precision] =
             raise ExportError("; ".join(f"{item.precision}: {item.reason}" for item in refused))
 
         variants = _measure(candidates, wanted, out, pictures)
-        text = model_card(Model(float32.file).metadata, variants, pictures, out.stem)
+        text = model_card(Model(float32.file).metadata, variants, pictures, out.stem, isinstance(gate, _Gate))
         (folder / "card").write_text(text, encoding="utf-8")
         # All have passed.
         card = out.with_suffix(".md")
@@ -173,42 +190,48 @@ def _float32(checkpoint: Checkpoint, folder: Path, pictures: HeldOut) -> _Candid
 
 def _gate(checkpoint: Checkpoint, pictures: HeldOut) -> _Gate | str:
     """Or why there is none."""
-    if not pictures.calibration or len(pictures.gate) < LEAST_JUDGED:
+    if len(pictures.gate) < LEAST_JUDGED:
         return (
             f"{len(pictures.gate)} readable held-out pictures are left to judge it on, and of fewer than "
             f"{LEAST_JUDGED} chance decides; train with more for validation, half of which calibrate, and for the test "
             "(in val/ and test/, or by the column `split` of --labels); it is not written"
         )
     paths = [picture.path for picture in pictures.gate]
-    spec = checkpoint.preprocessing
     expected = torch_probabilities(checkpoint, paths)
     check_answers(expected, pictures.gate)
     return _Gate(
         paths,
         [picture.label for picture in pictures.gate],
         expected,
-        np.stack([spec.apply(spec.read(picture.path).image) for picture in pictures.calibration]),
+        [picture.path for picture in pictures.calibration],
+        checkpoint.preprocessing,
     )
 
 
 def _lower(float32: Path, precision: Precision, gate: _Gate) -> _Candidate | str:
     """The candidate with the fewest float convolutions that passes, or why none does."""
     file = float32.with_name(f"{precision}.onnx")
+    if precision is Precision.INT8 and not gate.calibration:
+        return (
+            "no readable validation picture is left to calibrate it with, beside one that judges; train with more for "
+            "validation (in val/, or by the column `split` of --labels); it is not written"
+        )
     for float_convolutions in FLOAT_CONVOLUTIONS[precision]:
         if precision is Precision.FP16:
             write_fp16(float32, file, float_convolutions)
         else:
-            write_int8(float32, file, float_convolutions, gate.calibration)
+            write_int8(float32, file, float_convolutions, np.stack(list(gate.pixels(gate.calibration))))
         try:
-            served = served_probabilities(_open(file, precision), gate.pictures)
+            model = _open(file, precision)
+            served = served_probabilities(model, gate.pictures)
         except NoProbabilitiesError:
             told = "numbers beyond the range of the format"
             continue
         except ModelError as error:
             return f"{error}; it is not written"
-        finite = precision is not Precision.FP16 or not overflows(file, gate.calibration)
+        finite = precision is not Precision.FP16 or not overflows(file, gate.pixels(gate.pictures))
         proof = agreement(served, gate.expected, gate.truth, LIMITS[precision], finite)
-        candidate = _Candidate(precision, file, proof, float_convolutions)
+        candidate = _Candidate(precision, file, proof, model.device.name, float_convolutions)
         if proof.passed:
             return candidate
         told = str(candidate)

@@ -82,8 +82,8 @@ def held_out(
     """The parts of the run's held-out pictures that are still there and readable. `counts` are how many the training
     held out, by split.
 
-    Raises HeldOutError where the run lists another number, or none is left to prove the export on, or to tell the
-    card's figures from; OSError.
+    Raises HeldOutError where the run lists another number, or most are gone of those to prove the export on, or to
+    tell the card's figures from; OSError.
     """
     root = _root(run)
     splits = _read(run, root, labels)
@@ -97,29 +97,34 @@ def held_out(
     calibration = spread(val, min(CALIBRATED, len(val) // 2))
     chosen = {picture.path for picture in calibration}
     others = [picture for picture in val if picture.path not in chosen]
-    few = len(others) < LEAST_JUDGED and bool(test)
-    parts = {
-        "proof": spread([*val, *test], PROVED),
-        "calibration": calibration,
-        "gate": spread([*others, *test] if few else others, JUDGED),
-        "figures": spread(test or val, JUDGED),
-    }
-    asked = {picture.path for pictures in parts.values() for picture in pictures}
-    gone = {path for path in asked if not _is_readable(path, preprocessing)}
-    readable = {
-        name: tuple(picture for picture in pictures if picture.path not in gone) for name, pictures in parts.items()
-    }
-    found = HeldOut(**readable, split="test" if test else "val", gone=len(gone), judged_by_test=few)
-    for pictures, which, use in (
-        (found.proof, "held-out", "the export is proved on them"),
-        (found.figures, "test" if test else "validation", "the card's figures are of them"),
-    ):
-        if not pictures:
+    is_there: dict[str, bool] = {}
+
+    def readable(pictures: Sequence[Picture]) -> tuple[Picture, ...]:
+        for path in {picture.path for picture in pictures} - is_there.keys():
+            is_there[path] = _is_readable(path, preprocessing)
+        return tuple(picture for picture in pictures if is_there[picture.path])
+
+    def most(pictures: Sequence[Picture], which: str, use: str) -> tuple[Picture, ...]:
+        """Those that are readable; of what is said of few, where most are gone, nothing could be known."""
+        left = readable(pictures)
+        if 2 * len(left) < len(pictures) or not left:
             raise HeldOutError(
-                f"{root}: none of the run's {which} pictures can be read there any more; {use}, "
-                "so bring the folder back to where it was trained from"
+                f"{root}: {len(left) or 'none'} of the run's {len(pictures):,} {which} pictures can be read there any "
+                f"more; {use}, so bring the folder back to where it was trained from"
             )
-    return found
+        return left
+
+    gate = readable(spread(others, JUDGED))
+    few = len(gate) < LEAST_JUDGED and bool(test)
+    return HeldOut(
+        proof=most(spread([*val, *test], PROVED), "held-out", "the export is proved on them"),
+        calibration=readable(calibration),
+        gate=readable(spread([*others, *test], JUDGED)) if few else gate,
+        figures=most(spread(test or val, JUDGED), "test" if test else "validation", "the card's figures are of them"),
+        split="test" if test else "val",
+        gone=sum(not there for there in is_there.values()),
+        judged_by_test=few,
+    )
 
 
 def check_answers(answers: NDArray[np.float32], pictures: Sequence[Picture]) -> None:
@@ -172,7 +177,9 @@ def _damage_told(path: Path) -> Iterator[None]:
     """What a file of the run lacks, or holds of another kind, becomes a HeldOutError."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
+    except FileNotFoundError:
+        raise HeldOutError(f"{path}: it is missing; bring it back from a copy, or train again") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, csv.Error) as error:
         raise HeldOutError(f"{path}: damaged ({error!r}); bring it back from a copy, or train again") from None
 
 

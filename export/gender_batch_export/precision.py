@@ -90,7 +90,7 @@ def write_fp16(source: Path, target: Path, float_convolutions: int) -> None:
     _save(converted, model, target, Precision.FP16)
 
 
-def overflows(file: Path, pictures: Pictures) -> bool:
+def overflows(file: Path, pictures: Iterable[NDArray[np.uint8]]) -> bool:
     """Whether a float16 activation of the model file gets infinite, or no number, on any of the pictures.
 
     A CPU computes float16 in float32 and leaves out the rounding in between, so that it answers well where a GPU

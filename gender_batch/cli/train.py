@@ -167,8 +167,8 @@ def train(
     The class names are the folder names. Two phases: adaptation trains a new head on frozen features,
     fine-tuning trains all weights at a small rate. Of a training that starts from the program's own features or from
     a checkpoint, the mean of the weights before and after fine-tuning is kept; or those after it, if they are better
-    and fine-tuning has helped by more than chance. Of any other, the best epoch, the last one or their mean, by
-    validation loss.
+    and fine-tuning has helped by more than chance; or those before it, if the mean is worse by more than chance. Of any
+    other, the best epoch, the last one or their mean, by validation loss.
     """
     if adapt_epochs + fine_epochs == 0:
         raise click.UsageError("--adapt-epochs and --fine-epochs cannot both be 0")

@@ -73,7 +73,9 @@ class Metadata:
                     "preprocessing": preprocessing,
                     "pictures": pictures,
                     "threshold": _share(content["threshold"]),
-                    "attributions": tuple(content["attributions"]),
+                    "training": _table(content["training"]),
+                    "figures": _table(content["figures"]),
+                    "attributions": _texts(content["attributions"]),
                 }
             )
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -84,15 +86,27 @@ class Metadata:
 
 
 def _labels(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
-        raise ValueError(f"labels {value!r} are no names")
-    if len(value) < 2 or len(set(value)) < len(value):
+    labels = _texts(value)
+    if len(labels) < 2 or len(set(labels)) < len(labels) or not all(labels):
         raise ValueError(f"labels {value!r} are not two or more different names")
+    return labels
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"{value!r} is no list of texts")
+    "".join(value).encode()  # half of a surrogate pair is no text that could be written
     return tuple(value)
 
 
+def _table(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is no object")
+    return value
+
+
 def _share(value: object) -> float:
-    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ValueError(f"threshold {value!r} is not between 0 and 1")
     return float(value)
 

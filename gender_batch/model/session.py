@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,11 +95,17 @@ class Model:
         return output
 
     def _check(self) -> None:
-        """A file whose weights are not numbers would answer every picture, with `uncertain`.
+        """A file whose weights are not numbers would give no picture an answer, one that cannot be run would end all.
 
-        Raises NoProbabilitiesError."""
+        Raises NoProbabilitiesError, ModelError."""
         size = self.metadata.preprocessing.size
-        answer = self.probabilities(np.zeros((1, size, size, 3), np.uint8))[0]
+        try:
+            answer = self.probabilities(np.zeros((1, size, size, 3), np.uint8))[0]
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime's own errors share no public base class
+            raise ModelError(
+                f"{self.path}: ONNX Runtime cannot run it ({_in_a_line(error)}); "
+                "export the model again with `gender-batch export`"
+            ) from None
         if not abs(float(answer.sum()) - 1) < _ROUNDING:
             raise NoProbabilitiesError(
                 f"{self.path}: it answers a black picture with {', '.join(map(str, answer))}, which are no "
@@ -161,7 +168,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    """What it says, of much its beginning and its end, where ONNX Runtime often has the cause."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:100]} ... {text[-195:]}"
 
 
 def _open(
@@ -206,7 +215,7 @@ def _session_on_cpu(path: Path, content: bytes, threads: int | None) -> Any:
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's own errors share no public base class
         raise ModelError(
             f"{path}: ONNX Runtime cannot load it ({_in_a_line(error)}); "
-            "is it complete, and made by `gender-batch export`?"
+            "is it complete, made by `gender-batch export`, and onnxruntime here as new as it was there?"
         ) from None
 
 
@@ -235,6 +244,8 @@ def _session_on_gpu(path: Path, content: bytes, threads: int | None) -> Any | Mi
 def _session(content: bytes, provider: str, threads: int | None) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
+    # Weights in another file would be looked for in the working directory, and no digest would know them.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -245,7 +256,11 @@ def _session(content: bytes, provider: str, threads: int | None) -> Any:
 
 def _metadata(session: Any, path: Path) -> Metadata:
     """What the file says of itself, if that is true of its graph. Raises ModelError."""
-    metadata = Metadata.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), str(path))
+    try:
+        text = session.get_modelmeta().custom_metadata_map.get(KEY)
+    except UnicodeDecodeError:
+        raise ModelError(f"{path}: damaged metadata (no UTF-8); export the model again") from None
+    metadata = Metadata.from_json(text, str(path))
     size = metadata.preprocessing.size
     said = f"tensor(uint8) (N, {size}, {size}, 3) -> tensor(float) (N, {len(metadata.labels)})"
     pictures, probabilities = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 import os
 import re
 import stat
@@ -33,7 +34,7 @@ class Walk:
 
     A link to a file counts as a file; a link to a folder is entered only with `follow_links`, and then every folder
     once, by whichever way comes first. FIFOs, sockets and devices are never opened, only counted.
-    `lost_links` counts links that might have been entered, had they led anywhere.
+    `lost_links` counts links that might have been entered, had they led anywhere: none that is called like a picture.
     With `one_file_system` folders on another one than their root's are not entered, only counted.
     Globs are those of `glob_matcher`. What matches one of `exclude` is left out, folders with all that is in them; with
     any of `include`, files are left out that match none of them.
@@ -63,7 +64,7 @@ class Walk:
             try:
                 mode = os.stat(root).st_mode
             except (OSError, ValueError) as error:
-                if os.path.islink(root):  # perhaps to a folder of pictures whose disk is not mounted
+                if _is_lost_folder(root):  # perhaps one of pictures whose disk is not mounted
                     reason = getattr(error, "strerror", None) or str(error)
                     self.unreadable_folders.append((root, f"a link that cannot be followed ({reason})"))
                 yield root
@@ -116,10 +117,12 @@ class Walk:
             if self._is_folder(entry):
                 if self.recursive and (self.follow_links or not entry.is_symlink()):
                     yield os.fsencode(entry.name), True
-            elif filtered and self._included and not any(m(entry.path[below:]) for m in self._included):
                 continue
-            elif self._is_file(entry):
-                self.lost_links += self.follow_links and entry.is_symlink() and not os.path.exists(entry.path)
+            if self.follow_links and entry.is_symlink():
+                self.lost_links += _is_lost_folder(entry.path)
+            if filtered and self._included and not any(m(entry.path[below:]) for m in self._included):
+                continue
+            if self._is_file(entry):
                 yield os.fsencode(entry.name), False
             else:
                 self.special_files += 1
@@ -138,6 +141,12 @@ class Walk:
             return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
         except OSError:
             return True
+
+
+def _is_lost_folder(path: str) -> bool:
+    """Whether it is a link that leads nowhere, perhaps once to a folder: the name is not that of a picture."""
+    kind = mimetypes.guess_type(path, strict=False)[0] or ""
+    return os.path.islink(path) and not os.path.exists(path) and not kind.startswith("image/")
 
 
 def counting(walk: Walk, roots: Sequence[str]) -> Callable[[], int]:

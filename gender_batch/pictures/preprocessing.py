@@ -17,6 +17,9 @@ Pixels = NDArray[np.uint8]
 LONGEST_ASPECT = 4
 """Longer side by shorter side of what is resized."""
 
+LARGEST_SIDE = 4096
+"""Most pixels of the side to which a picture is resized: a network for more would be no MobileNetV2."""
+
 READING = 6
 """Version of how pictures are read and resized: raised when the same file and specification give other pixels than
 before, so that rows kept from earlier are scored again."""
@@ -70,8 +73,10 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if type(self.size) is not int or type(self.resize) is not int:
             raise PreprocessingError(f"size {self.size!r} and resize {self.resize!r} must be whole numbers")
-        if not 1 <= self.size <= self.resize:
-            raise PreprocessingError(f"size {self.size} must be between 1 and resize {self.resize}")
+        if not 1 <= self.size <= self.resize <= LARGEST_SIDE:
+            raise PreprocessingError(
+                f"size {self.size} must be between 1 and resize, and resize {self.resize} at most {LARGEST_SIDE}"
+            )
         if self.interpolation != "bilinear" or self.decoding != "scaled":
             raise PreprocessingError(f"unknown interpolation {self.interpolation!r} or decoding {self.decoding!r}")
 

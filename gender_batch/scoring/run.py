@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from gender_batch.faces.fetch import GET_IT, SHA256, DetectorError, find_detector, verified
@@ -20,6 +22,8 @@ from gender_batch.scoring.cores import usable_cores
 from gender_batch.scoring.pool import WorkerPool
 from gender_batch.scoring.slots import SharedBytes
 from gender_batch.scoring.worker import Outcome, Read, ReadAndInfer
+
+NO_NUMBER = "the model's answer for it is no number"
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,8 @@ class Scorer:
 
     def _row(self, path: str, outcome: Outcome) -> Prediction:
         of_each = outcome.probabilities or []
+        if not all(map(math.isfinite, chain.from_iterable(of_each))):
+            return Prediction(path, Status.CRASHED, error=NO_NUMBER, width=outcome.width, height=outcome.height)
         answers = [self._answer(values) for values in of_each]
         label, probabilities, reason = answers[0] if answers else (None, (), None)
         # Whom of several the picture is about cannot be told: their answers must agree, sure or not.

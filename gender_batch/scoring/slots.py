@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
+import os
 from collections.abc import Sequence
+from multiprocessing import reduction
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,29 @@ Pixels = NDArray[np.uint8]
 
 
 class SharedBytes:
-    """Some bytes, which travel to a process that multiprocessing starts by where they are: in the pipe between the two
-    so many would hold up the start of the next one."""
+    """Some bytes, which travel to a process that multiprocessing spawns by where they are: in the pipe between the two
+    so many would hold up the start of the next one.
+
+    They are in a file of memory alone, memfd_create(2), which is written, not mapped: where there is no room that is an
+    OSError, and no SIGBUS.
+    """
 
     def __init__(self, content: bytes) -> None:
-        self._memory = multiprocessing.RawArray(ctypes.c_uint8, len(content))
-        memoryview(self._memory).cast("B")[:] = content
+        self._file = os.fdopen(os.memfd_create("model"), "w+b", buffering=0)
+        self._size = len(content)
+        left = memoryview(content)
+        while left:
+            left = left[self._file.write(left) :]
 
     def __bytes__(self) -> bytes:
-        return bytes(memoryview(self._memory))
+        return os.pread(self._file.fileno(), self._size, 0)
+
+    def __getstate__(self) -> tuple[Any, int]:
+        return reduction.DupFd(self._file.fileno()), self._size
+
+    def __setstate__(self, state: tuple[Any, int]) -> None:
+        descriptor, self._size = state
+        self._file = os.fdopen(descriptor.detach(), "rb", buffering=0)
 
 
 class Slots:

@@ -57,7 +57,11 @@ def _clearly_less(losses: Tensor, others: Tensor, people: Tensor | None) -> bool
     deviations = gain - gain.mean()
     if people is not None:
         deviations = torch.bincount(people, deviations)
-    return bool(gain.mean() > 2 * deviations.square().sum().sqrt() / len(gain))
+    clusters = len(deviations)
+    if clusters < 2:
+        return False  # how far people differ cannot be told of one
+    variance = clusters / (clusters - 1) * deviations.square().sum()
+    return bool(gain.mean() > 2 * variance.sqrt() / len(gain))
 
 
 def _mean(these: Weights, those: Weights) -> Weights:

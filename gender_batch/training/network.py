@@ -128,7 +128,9 @@ def load_initial_weights(network: Network, init: str) -> Origin:
         state = _state_dict(path)
         if path.suffix == ".safetensors":
             description = _description(path)
-            origin = Origin(tuple(description.get("attributions", ())), description.get("training"), _head(state))
+            with _damage_told(path):
+                training = _training(description["training"]) if description.get("training") else None
+                origin = Origin(tuple(description.get("attributions", ())), training, _head(state))
     features = {
         name.removeprefix("backbone."): tensor
         for name, tensor in state.items()
@@ -206,9 +208,23 @@ def _damage_told(path: Path) -> Iterator[None]:
     """What a checkpoint's metadata lack, or hold of another kind, becomes a WeightsError."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         what = error if isinstance(error, PreprocessingError) else f"damaged metadata ({error!r})"
         raise WeightsError(f"{path}: {what}; update gender-batch, or train again with this version") from None
+
+
+def _training(training: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its training, if it is what the card of a model that comes of it will tell of that, and
+    of the trainings before it. Raises TypeError, KeyError, AttributeError."""
+    told: dict[str, Any] | None = training
+    while told:
+        for name, kind in {"program": str, "epochs": int, "data_sha256": str, "pictures": dict}.items():
+            if not isinstance(told[name], kind):
+                raise TypeError(f"training: {name} is {told[name]!r}")
+        if not isinstance(told["pictures"]["train"], int):
+            raise TypeError(f"training: pictures are {told['pictures']!r}")
+        told = told.get("init_training")
+    return training
 
 
 @dataclass(frozen=True)

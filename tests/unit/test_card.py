@@ -70,13 +70,20 @@ def variant(precision: str, file: str | None, answers: list[int]) -> Variant:
     )
 
 
-def card(split: str = "test", metadata: Metadata = METADATA, people: int = 8, judged_by_test: bool = False) -> str:
+def card(
+    split: str = "test",
+    metadata: Metadata = METADATA,
+    people: int = 8,
+    judged_by_test: bool = False,
+    lower: tuple[str, ...] = ("int8",),
+    gone: int = 0,
+) -> str:
     pictures = tuple(
         Picture(f"{number}.jpg", label, f"{number % people}", {}, ()) for number, label in enumerate(TRUTH)
     )
-    held = HeldOut(pictures, pictures[:3], pictures[3:], pictures, split, judged_by_test=judged_by_test)
-    variants = [variant("fp32", None, TRUTH), variant("int8", "m.int8.onnx", [0, 0, 0, 1, 1, 1, 0, 0])]
-    return model_card(metadata, variants, held, "m")
+    held = HeldOut(pictures, pictures[:3], pictures[3:], pictures, split, gone, judged_by_test)
+    others = [variant(precision, f"m.{precision}.onnx", [0, 0, 0, 1, 1, 1, 0, 0]) for precision in lower]
+    return model_card(metadata, [variant("fp32", None, TRUTH), *others], held, "m", lower_judged=bool(lower))
 
 
 def test_figures_per_precision() -> None:
@@ -106,12 +113,16 @@ def test_the_card_tells_on_what() -> None:
     assert "the same 8 test pictures" in card()
     assert "the same 8 validation pictures" in card("val")
     assert "on which nothing was chosen;" in card()
-    assert "int8 and fp16 on validation pictures, of which int8 was calibrated on 3 others." in card()
-    told = card(judged_by_test=True)
+    assert "runs it; int8 on validation pictures, int8 calibrated on 3 others.\n" in card()
+    assert "runs it; fp16 on validation pictures.\n" in card(lower=("fp16",))
+    told = card(judged_by_test=True, lower=("fp16", "int8"))
     assert "on which nothing was chosen but whether a lower precision is good enough, with few for validation;" in told
-    assert (
-        "int8 and fp16 on validation and test pictures, of which int8 was calibrated on 3 others of validation." in told
-    )
+    assert "; fp16 and int8 on validation and test pictures, int8 calibrated on 3 others of validation.\n" in told
+    alone = card(judged_by_test=True, lower=())
+    assert "on which nothing was chosen;" in alone
+    assert "runs it.\n" in alone
+    assert "could not be read" not in card()
+    assert "evenly. 1,200 held-out pictures could not be read any more.\n" in card(gone=1200)
     assert "- int8: proof of int8." in card()
     assert "SHA-256 of m.int8.onnx" in card()
     assert "SHA-256 of None" not in card()
@@ -155,7 +166,7 @@ def test_what_others_wrote_is_shown_and_is_no_mark() -> None:
     figures = {"test": told.to_dict(), "val": None}
     attributions = ("me\n# Another", "x <y>")
     metadata = replace(METADATA, labels=labels, training=training, figures=figures, attributions=attributions)
-    text = model_card(metadata, [one], held, "m\udce9")
+    text = model_card(metadata, [one], held, "m\udce9", lower_judged=False)
     assert "int8" not in text  # which there is not
 
     assert text.encode() == text.encode("utf-8")

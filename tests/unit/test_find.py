@@ -158,6 +158,23 @@ def test_links_that_lead_nowhere_are_given(follow_links: bool, tmp_path: Path) -
     assert walk.unreadable_folders == []
 
 
+def test_a_lost_link_that_is_called_like_a_picture_was_no_folder(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.WEBP", "album", "photos.2024"):
+        (tmp_path / name).symlink_to("nothing")
+    walk = Walk(follow_links=True)
+    assert below(tmp_path, walk) == ["a.jpg", "album", "b.WEBP", "photos.2024"]
+    assert walk.lost_links == 2
+    walk = Walk(follow_links=True, include=("*.jpg",))
+    assert below(tmp_path, walk) == ["a.jpg"]
+    assert walk.lost_links == 2  # what was below them may have been included
+    walk = Walk(follow_links=True, exclude=("album",))
+    assert below(tmp_path, walk) == ["a.jpg", "b.WEBP", "photos.2024"]
+    assert walk.lost_links == 1
+    walk = Walk()
+    assert list(walk.files([str(tmp_path / "a.jpg")])) == [str(tmp_path / "a.jpg")]
+    assert walk.unreadable_folders == []
+
+
 def test_a_root_that_is_a_link_to_nothing_is_given_and_is_a_folder_that_was_not_read(tmp_path: Path) -> None:
     """Perhaps of a disk that is not mounted."""
     (tmp_path / "nas").symlink_to("mnt")

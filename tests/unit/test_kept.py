@@ -44,7 +44,10 @@ def test_of_known_features_what_is_better_than_before_by_luck_only_is_not_taken(
     # By how much it is better than the mean does not matter.
     assert choose(torch.stack([before, better + 0.001, better]), known=True) == 2
     assert choose(torch.stack([before, before, before + 1]), known=True) == 1
-    assert choose(torch.tensor([[0.5], [0.5], [0.4]]), known=True) == 2
+    assert choose(torch.tensor([[0.5], [0.5], [0.4]]), known=True) == 1  # one picture tells nothing of chance
+    many = torch.stack([before, before + 1e-3, before - 1e-3])
+    assert choose(many, known=True, people=torch.arange(400)) == 2
+    assert choose(many, known=True, people=torch.zeros(400, dtype=torch.int64)) == 1  # nor do many of one person
 
 
 def test_of_known_features_what_was_learnt_is_given_up_where_it_is_clearly_worse() -> None:

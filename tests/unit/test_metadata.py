@@ -82,6 +82,7 @@ def test_another_format_version_is_refused_whatever_else_it_says(version: object
         ({**METADATA.preprocessing.to_dict(), "decoding": "whole"}, "whole"),
         ({**METADATA.preprocessing.to_dict(), "mean": 0.5}, "mean"),
         ({**METADATA.preprocessing.to_dict(), "size": 999}, "999"),
+        ({**METADATA.preprocessing.to_dict(), "size": 200_000, "resize": 200_000}, "200000"),
         ({**METADATA.preprocessing.to_dict(), "face": {"margin": 0.25}}, "margin"),
         ({**METADATA.preprocessing.to_dict(), "face": {"margin": 9, "alignment": "landmarks"}}, "margin 9"),
         ({**METADATA.preprocessing.to_dict(), "face": {"margin": 0.25, "alignment": "ears"}}, "ears"),
@@ -103,7 +104,19 @@ def test_a_class_called_as_the_answer_of_who_does_not_know_is_refused() -> None:
     assert "called 'uncertain'" in refusal(changed(labels=["female", "male", "uncertain"]))
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 1.5, 50, float("nan"), float("inf"), "0.6", None])
+@pytest.mark.parametrize("labels", [["", "b"], ["a", "\ud800"], "ab", ["a", 1], [["a"], ["b"]]])
+def test_labels_are_texts_that_can_be_written(labels: object) -> None:
+    assert "damaged metadata" in refusal(changed(labels=labels))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("training", "x"), ("figures", [1]), ("attributions", "abc"), ("attributions", [1])]
+)
+def test_what_is_told_of_a_model_is_of_its_kind(name: str, value: object) -> None:
+    assert "damaged metadata" in refusal(changed(**{name: value}))
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, 50, float("nan"), float("inf"), "0.6", None, True])
 def test_a_threshold_that_is_no_probability_is_refused(threshold: object) -> None:
     assert "threshold" in refusal(changed(threshold=threshold))
 

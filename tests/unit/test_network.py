@@ -71,6 +71,37 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
+TRAINING = {"program": "p", "epochs": 1, "data_sha256": "0", "pictures": {"train": 9}}
+
+
+@pytest.mark.parametrize(
+    ("description", "told"),
+    [
+        ({"attributions": None}, "damaged metadata"),
+        ({"training": {"note": "merged by hand"}}, "KeyError('program')"),
+        ({"training": {**TRAINING, "pictures": [9]}}, "pictures is [9]"),
+        ({"training": {**TRAINING, "init_training": {"epochs": 2}}}, "KeyError('program')"),
+        ({"training": "long"}, "damaged metadata"),
+        ({"training": {**TRAINING, "init_training": TRAINING}}, None),
+        ({"training": None}, None),
+        ({}, None),
+    ],
+)
+def test_what_a_checkpoint_to_start_from_says_is_looked_at_before_the_training(
+    tmp_path: Path, description: dict[str, object], told: str | None
+) -> None:
+    """A card tells of it: the export at the end would fail, and the training could not be used."""
+    path = tmp_path / "init.safetensors"
+    save_file(Network(2).state_dict(), path, {"gender_batch": json.dumps(description)})
+    if told is None:
+        assert load_initial_weights(Network(2), str(path)).training == description.get("training")
+        return
+    with pytest.raises(WeightsError) as caught:
+        load_initial_weights(Network(2), str(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert told in str(caught.value)
+
+
 def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
     written = Checkpoint(
         network=Network(2),
@@ -101,6 +132,7 @@ def test_a_checkpoint_comes_back_whole(tmp_path: Path) -> None:
         ({"labels": ...}, "KeyError('labels')"),
         ({"temperature": ...}, "KeyError('temperature')"),
         ({"temperature": "warm"}, "warm"),
+        ({"temperature": 10**400}, "OverflowError"),
         ({"labels": 2}, "damaged metadata"),
         ({"preprocessing": {"size": 64}}, "unknown preprocessing"),
         ({"labels": ["a", "b", "c"]}, "its 3 labels"),

@@ -344,6 +344,7 @@ def test_the_test_judges_where_validation_cannot(tmp_path: Path, validation: int
         ("config.json", b"[]"),
         ("config.json", b'{"data": 1}'),
         ("config.json", b"\xff"),
+        ("config.json", b"[" * 100_000),
         ("heldout.csv", b""),
         ("heldout.csv", b"split,path,group,label,p_a,p_b\nval,val0.png\n"),
         ("heldout.csv", b"split,path,group,label,p_a,p_b\nva"),
@@ -362,9 +363,10 @@ def test_a_damaged_file_of_the_run_is_named(tmp_path: Path, name: str, content: 
 @pytest.mark.parametrize(
     ("splits", "gone", "told"),
     [
-        ({"val": 4, "test": 4}, "test", "none of the run's test pictures"),
-        ({"val": 4, "test": 4}, "", "none of the run's held-out pictures"),
-        ({"val": 4}, "val", "none of the run's held-out pictures"),
+        ({"val": 4, "test": 4}, "test", "none of the run's 4 test pictures"),
+        ({"val": 4, "test": 4}, "", "none of the run's 8 held-out pictures"),
+        ({"val": 4}, "val", "none of the run's 4 held-out pictures"),
+        ({"val": 11, "test": 1}, "val", "1 of the run's 12 held-out pictures"),
     ],
 )
 def test_pictures_that_are_gone_are_told_with_their_folder(
@@ -376,6 +378,25 @@ def test_pictures_that_are_gone_are_told_with_their_folder(
     with pytest.raises(HeldOutError) as caught:
         held_out(tmp_path, ("a", "b"), Preprocessing(size=4, resize=4))
     assert str(caught.value).startswith(f"{tmp_path}: {told}")
+
+
+def test_where_few_are_left_for_validation_those_of_the_test_judge(tmp_path: Path) -> None:
+    """Also where the others are only gone."""
+    write_held_out(tmp_path, {"val": 200, "test": 10}, [], [])
+    assert not held_out(tmp_path, ("a", "b"), Preprocessing(size=4, resize=4)).judged_by_test
+    (tmp_path / "val1.png").unlink()
+    held = held_out(tmp_path, ("a", "b"), Preprocessing(size=4, resize=4))
+    assert held.judged_by_test
+    assert len(held.gate) == 99 + 10
+    assert held.gone == 1
+
+
+@pytest.mark.parametrize("name", ["config.json", "heldout.csv"])
+def test_a_missing_file_of_the_run_is_named(tmp_path: Path, name: str) -> None:
+    write_held_out(tmp_path, {"val": 4}, [], [])
+    (tmp_path / name).unlink()
+    with pytest.raises(HeldOutError, match=f"{name}: it is missing; bring it back"):
+        held_out(tmp_path, ("a", "b"), Preprocessing(size=4, resize=4))
 
 
 def test_help_and_documents_tell_the_limits_of_the_gates() -> None:

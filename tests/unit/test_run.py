@@ -111,6 +111,26 @@ def test_a_model_that_is_replaced_during_a_run_answers_to_its_end(brightness: Pa
     assert (row.label, row.status) == ("bright", Status.OK)
 
 
+def test_an_answer_that_is_no_number_is_that_picture_s_fault_and_no_label(brightness: Path, tmp_path: Path) -> None:
+    """As where a GPU computes in float16, and one picture is too much for it."""
+    model = onnx.load(brightness)
+    output = model.graph.node[-1].output[0]
+    model.graph.node[-1].output[0] = "before"
+    # No root where bright has more than three quarters.
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.75, np.float32), "limit"))
+    model.graph.node.append(onnx.helper.make_node("Sub", ["limit", "bright"], ["left"]))
+    model.graph.node.append(onnx.helper.make_node("Sqrt", ["left"], ["root"]))
+    model.graph.node.append(onnx.helper.make_node("Sub", ["root", "root"], ["nothing"]))
+    model.graph.node.append(onnx.helper.make_node("Add", ["before", "nothing"], [output]))
+    onnx.save(model, tmp_path / "model.onnx")
+    paths = [grey(tmp_path / f"{value}.png", value) for value in (140, 255, 120)]
+    with Scorer(Options(model=tmp_path / "model.onnx", device="cpu", workers=1)) as scorer:
+        rows = list(scorer.rows(paths))
+    assert [row.status for row in rows] == [Status.OK, Status.CRASHED, Status.OK]
+    assert (rows[1].label, rows[1].probabilities, rows[1].error) == (None, (), run.NO_NUMBER)
+    assert (rows[1].width, rows[1].height) == (rows[0].width, rows[0].height)
+
+
 def test_without_room_for_shared_memory_workers_have_the_model_all_the_same(
     brightness: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,51 @@ def test_a_model_whose_answers_are_no_numbers_is_refused(tmp_path: Path, bias: f
         Model(with_bias(tmp_path / "mine.onnx", [bias, 0]))
 
 
+def test_weights_in_another_file_are_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of the model, and so its digest, would be the same when they are others."""
+    onnx = pytest.importorskip("onnx")
+    path = tmp_path / "mine.onnx"
+    options = {"save_as_external_data": True, "location": "weights", "size_threshold": 100}
+    onnx.save(onnx.load(DEFAULT_FOLDER / FP32), path, **options)
+    assert (tmp_path / "weights").stat().st_size > 8_000_000
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"mine\.onnx: ONNX Runtime cannot load it"):
+        Model(path)
+
+
+def test_metadata_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    path = with_metadata(tmp_path / "mine.onnx", program="mine")
+    content = path.read_bytes()
+    assert content.count(b'"program": "mine"') == 1
+    path.write_bytes(content.replace(b'"program": "mine"', b'"program": "m\xffne"'))
+    with pytest.raises(ModelError, match=r"mine\.onnx: damaged metadata .no UTF-8.; export the model again"):
+        Model(path)
+
+
+def test_a_graph_that_can_be_loaded_and_not_run_is_refused(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = with_metadata(tmp_path / "mine.onnx")
+    model = onnx.load(path)
+    output = model.graph.node[-1].output[0]
+    model.graph.node[-1].output[0] = "all"
+    index = onnx.numpy_helper.from_array(np.array([0, 9]), "index")
+    model.graph.initializer.append(index)
+    model.graph.node.append(onnx.helper.make_node("Gather", ["all", "index"], [output], axis=1))
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match=r"mine\.onnx: ONNX Runtime cannot run it .*out of data bounds"):
+        Model(path)
+
+
+def test_what_is_too_new_for_the_runtime_is_told_as_it_tells_it(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = with_metadata(tmp_path / "mine.onnx")
+    model = onnx.load(path)
+    model.ir_version = 99
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"max supported IR version.*as new as it was there"):
+        Model(path)
+
+
 def test_the_digest_is_that_of_the_file_that_was_opened(tmp_path: Path) -> None:
     path = tmp_path / "mine.onnx"
     shutil.copy(DEFAULT_FOLDER / FP32, path)
