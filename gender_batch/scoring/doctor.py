@@ -31,8 +31,8 @@ FILES_PER_WORKER = 8
 FILES_BESIDE = 64
 """Open files for everything else: libraries, the state, the output."""
 
-SHARED_MEMORY = 64 * 1024 * 1024
-"""Bytes: what a container gets by default, and more than a run on a CPU takes."""
+SHARED_MEMORY = 1024 * 1024
+"""Bytes: more than the numbers of some thousand workers take."""
 
 MEMORY_PER_WORKER = 256 * 1024 * 1024
 """Bytes: a worker with its model and an ordinary picture in hand."""
@@ -239,12 +239,9 @@ def _cached(group: Path) -> int:
     return 0
 
 
-def _shared_memory(plan: Plan) -> Iterator[Found]:
-    """Workers and their parent share a few bytes there, and for a GPU the pixels; where there is too little room they
-    take the folder for temporary files."""
-    needed = SHARED_MEMORY
-    if plan.device != "cpu" and cuda.missing_for_cuda() is None:
-        needed = max(needed, plan.workers * _pixels_of_a_worker())
+def _shared_memory(_: Plan) -> Iterator[Found]:
+    """Workers and their parent share a few bytes there; where there is too little room they take the folder for
+    temporary files."""
     folder = Path("/dev/shm")  # noqa: S108 - it is what is examined
     try:
         volume = os.statvfs(folder)
@@ -253,20 +250,10 @@ def _shared_memory(plan: Plan) -> Iterator[Found]:
     except OSError as error:
         yield Level.PROBLEM, f"{folder}: {error.strerror}", "mount a tmpfs there that this user may write"
         return
-    if free < needed:
-        told = f"{folder}: {_size(free)} free, {_size(needed)} wanted"
-        yield Level.NOTE, told, "remove files, or start the container with --shm-size 1g"
+    if free < SHARED_MEMORY:
+        yield Level.NOTE, f"{folder}: {_size(free)} free, {_size(SHARED_MEMORY)} wanted", "remove files"
     else:
         yield Level.OK, f"{folder}: {_size(free)} free"
-
-
-def _pixels_of_a_worker() -> int:
-    """Bytes of those of the embedded model that are held at the same time."""
-    from gender_batch.model.session import Model
-    from gender_batch.scoring.pool import PLACES
-
-    side = Model(None, threads=1).metadata.preprocessing.size
-    return PLACES * side * side * 3
 
 
 def _in_a_process(work: Callable[[], str | None]) -> str | None:

@@ -123,7 +123,7 @@ class WorkerPool:
         # Not "fork": this process may hold threads and a session. Not "forkserver": a worker would be the server's
         # child, and the kernel could not tie its life to ours.
         self._context = multiprocessing.get_context("spawn")
-        self._slots = Slots(self._context, PLACES * count, side) if side else None
+        self._slots = self._slots_for(side) if side else None
         self._workers: list[_Worker] = []
         self._deaths_without_culprit = 0
         self._watched_since = self._watched = 0.0
@@ -182,6 +182,14 @@ class WorkerPool:
             for chunk in in_order:
                 chunk.unwanted = True
                 self._take_back(chunk, [index for index in range(len(chunk.paths)) if (chunk, index) not in held])
+
+    def _slots_for(self, side: int) -> Slots:
+        try:
+            return Slots(PLACES * self.count, side)
+        except OSError as error:
+            raise PoolError(
+                f"no memory for the pixels of {self.count} workers ({error.strerror}); take fewer: --workers"
+            ) from None
 
     def _started(self) -> _Worker:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import mmap
 import os
 from collections.abc import Sequence
 from multiprocessing import reduction
@@ -14,41 +14,49 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 
 
-class SharedBytes:
-    """Some bytes, which travel to a process that multiprocessing spawns by where they are: in the pipe between the two
-    so many would hold up the start of the next one.
+class SharedMemory:
+    """`size` bytes, `view`, which travel to a process that multiprocessing spawns by where they are.
 
-    They are in a file of memory alone, memfd_create(2), which is written, not mapped: where there is no room that is an
-    OSError, and no SIGBUS.
+    They are a file of memory alone, memfd_create(2): no room is needed in /dev/shm, of which a container has little, and
+    no name is left if all processes die. Raises OSError where there is no memory for it, a SIGBUS otherwise.
     """
 
-    def __init__(self, content: bytes) -> None:
-        self._file = os.fdopen(os.memfd_create("model"), "w+b", buffering=0)
-        self._size = len(content)
-        left = memoryview(content)
-        while left:
-            left = left[self._file.write(left) :]
+    view: mmap.mmap
 
-    def __bytes__(self) -> bytes:
-        return os.pread(self._file.fileno(), self._size, 0)
+    def __init__(self, size: int) -> None:
+        descriptor = os.memfd_create("gender-batch")
+        self._file = os.fdopen(descriptor, "r+b", buffering=0)
+        os.posix_fallocate(descriptor, 0, size)
+        self.view = mmap.mmap(descriptor, size)
 
     def __getstate__(self) -> tuple[Any, int]:
-        return reduction.DupFd(self._file.fileno()), self._size
+        return reduction.DupFd(self._file.fileno()), len(self.view)
 
     def __setstate__(self, state: tuple[Any, int]) -> None:
-        descriptor, self._size = state
-        self._file = os.fdopen(descriptor.detach(), "rb", buffering=0)
+        sent, size = state
+        self._file = os.fdopen(sent.detach(), "r+b", buffering=0)
+        self.view = mmap.mmap(self._file.fileno(), size)
+
+
+class SharedBytes:
+    """Some bytes: in the pipe to a process that is started so many would hold up the start of the next one."""
+
+    def __init__(self, content: bytes) -> None:
+        self._memory = SharedMemory(len(content))
+        self._memory.view[:] = content
+
+    def __bytes__(self) -> bytes:
+        return self._memory.view[:]
 
 
 class Slots:
     """`count` places for one square of pixels each, (size, size, 3) uint8.
 
-    Travels to a process that the multiprocessing `context` starts; no name is left in the file system if all die.
-    The parent alone lends places and takes them back: a worker that dies cannot keep one.
+    The parent alone lends places and takes them back: a worker that dies cannot keep one. Raises OSError.
     """
 
-    def __init__(self, context: Any, count: int, size: int) -> None:
-        self._memory = context.RawArray(ctypes.c_uint8, count * size * size * 3)
+    def __init__(self, count: int, size: int) -> None:
+        self._memory = SharedMemory(count * size * size * 3)
         self._size = size
         self._free = list(range(count))
 
@@ -67,4 +75,4 @@ class Slots:
 
     def squares(self) -> Pixels:
         """The memory itself, (count, size, size, 3)."""
-        return np.frombuffer(self._memory, np.uint8).reshape(-1, self._size, self._size, 3)
+        return np.frombuffer(self._memory.view, np.uint8).reshape(-1, self._size, self._size, 3)

@@ -135,17 +135,6 @@ def test_a_container_s_quota_limits_the_workers_that_are_meant(monkeypatch: pyte
     assert sum("; 3 workers need" in check["found"] for check in told["checks"]) == 2
 
 
-def test_pixels_for_a_gpu_are_those_of_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor._pixels_of_a_worker() == 128 * 200 * 200 * 3
-    monkeypatch.setattr(cuda, "missing_for_cuda", lambda: None)
-    monkeypatch.setattr(doctor, "CHECKS", {"shared memory": doctor._shared_memory})
-    (finding,) = examine(Plan("auto", 10**6, tmp_path))
-    assert finding.level is Level.NOTE
-    assert "15,360.0 GB wanted" in finding.found
-    (without,) = examine(Plan("cpu", 10**6, tmp_path))
-    assert "15,360.0 GB" not in without.found
-
-
 @pytest.mark.parametrize(
     ("device", "remedy", "level", "told"),
     [
