@@ -30,6 +30,7 @@ lint: .venv-test/installed
 # The demo installs a copy, as a user would; the tests see the working tree.
 .venv/installed: setup.cfg pyproject.toml $(shell find gender_batch export -type f -not -name '*.pyc')
 	$(PYTHON) -m venv .venv
+	rm -rf build
 	.venv/bin/pip install --quiet .
 	touch $@
 

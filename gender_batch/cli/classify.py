@@ -234,10 +234,13 @@ def classify(
         if known and not state:
             remove_state(known)
 
+        # Divided: 0.29 * 100 is a little less than 29.
+        if too_many := run.summary.failed / run.summary.pictures > max_error_rate:
+            told = f"{run.summary.failed:,} of {run.summary.pictures:,} pictures failed, as their rows tell; more than"
+            log.say("too many failed", f"{told} --max-error-rate {max_error_rate:g}", failed=run.summary.failed)
         run.tell_summary(log, scorer)
         run.tell_skipped(log)
-        # Divided: 0.29 * 100 is a little less than 29.
-        if run.summary.failed / run.summary.pictures > max_error_rate or walk.unreadable_folders:
+        if too_many or walk.unreadable_folders:
             sys.exit(Exit.FAILED_PICTURES)
 
 

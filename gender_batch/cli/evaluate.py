@@ -13,6 +13,7 @@ import click
 
 from gender_batch.cli.exits import Exit, fail, note, stopping_on_signals, telling
 from gender_batch.cli.options import device_option, face_options, model_option, workers_option
+from gender_batch.cli.places import check_writable
 
 if TYPE_CHECKING:
     from gender_batch.evaluation.labelled import Evaluation
@@ -54,11 +55,14 @@ def evaluate(
     from gender_batch.faces.fetch import DetectorError
     from gender_batch.model.metadata import ModelError
     from gender_batch.model.session import GpuError, NoGpuError
+    from gender_batch.outputs.publish import for_the_owner_alone
     from gender_batch.scoring.pool import PoolError
     from gender_batch.scoring.run import Faces, Options, Scorer
 
     if out and any((out.resolve() / name).exists() for name in ("checkpoint.safetensors", "config.json")):
         fail(f"{out}: holds a training, whose metrics.json must stay; name another folder with --out", Exit.USAGE)
+    if out:
+        check_writable("--out", out, next(place for place in (out, *out.resolve().parents) if place.exists()))
     options = Options(model, device, workers, faces=Faces(faces, detector, whole=no_face == "whole"))
     try:
         with stopping_on_signals("Nothing was written."), Scorer(options) as scorer:
@@ -77,7 +81,7 @@ def evaluate(
 
     try:
         if out:
-            with stopping_on_signals(f"The report in {out} is not complete."):
+            with stopping_on_signals(f"The report in {out} is not complete."), for_the_owner_alone():
                 _write(result, out, scorer.metadata.preprocessing)
     except OSError as error:
         fail(f"{error.filename or out}: {error.strerror}; the report is not complete: name another folder with --out")
@@ -124,7 +128,7 @@ def _tell(result: Evaluation) -> None:
 
 
 def _write(result: Evaluation, out: Path, preprocessing: Preprocessing) -> None:
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)  # the gallery shows people
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n")
     if find_spec("matplotlib") is None:
         note("no plots: they need matplotlib: pip install 'gender-batch[train]'")

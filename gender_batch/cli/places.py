@@ -33,7 +33,7 @@ def check_paths(paths: tuple[str, ...], out: str) -> None:
 
 def places(options: dict[str, Path | None]) -> list[Path | None]:
     """Where the files of these options really are, links followed. Each must be another file, in a folder that is
-    there, and no device or FIFO, in whose place a file would be put. Raises UsageError."""
+    there and can be written to, and no device or FIFO, in whose place a file would be put. Raises UsageError."""
     places: dict[Path, str] = {}
     for option, path in options.items():
         if path is None:
@@ -49,11 +49,19 @@ def places(options: dict[str, Path | None]) -> list[Path | None]:
             raise click.UsageError(f"{option} {path}: not a file, and would be replaced by one; name another file")
         if not place.parent.is_dir():
             raise click.UsageError(f"{option} {path}: the folder {place.parent} does not exist")
+        check_writable(option, path, place.parent)
         if place in places:
             raise click.UsageError(f"{places[place]} and {option} are both {path}; name another file for one of them")
         places[place] = option
     found = {option: place for place, option in places.items()}
     return [found.get(option) for option in options]
+
+
+def check_writable(option: str, path: Path, folder: Path) -> None:
+    """Before the work, and not after it. Raises UsageError."""
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        told = f"{option} {path}: {folder} cannot be written to"
+        raise click.UsageError(f"{told}; see to its permissions, or name another place")
 
 
 def suffix_of(out: str) -> str:

@@ -12,6 +12,7 @@ import click
 
 from gender_batch.cli.exits import Exit, fail, needing_extra, note, stopping_on_signals, telling
 from gender_batch.cli.options import Numbers, detector_option
+from gender_batch.outputs.publish import for_the_owner_alone
 
 if TYPE_CHECKING:
     import torch
@@ -182,6 +183,7 @@ def train(
     with (
         _disk_errors_told(data, folder, again),
         stopping_on_signals(lambda: again if folder.exists() else "Nothing was written"),
+        for_the_owner_alone(),
     ):
         with needing_extra("train"):
             import torch

@@ -26,6 +26,16 @@ class LockedError(Exception):
 
 
 @contextmanager
+def for_the_owner_alone() -> Iterator[None]:
+    """Nobody else may read the files that are made, in whichever folder: they show people."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
 def published(path: Path, appeared: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
     """A binary file that replaces `path` when the block ends well, and leaves it untouched otherwise.
 

@@ -239,7 +239,10 @@ def glob_matcher(glob: str) -> Callable[[str], bool]:
     glob = glob.rstrip("/")
     if not glob:
         raise re.error("no name matches it", glob)
-    pattern = re.compile(_expression(glob.removeprefix("./").lstrip("/")), re.DOTALL)
+    try:
+        pattern = re.compile(_expression(glob.removeprefix("./").lstrip("/")), re.DOTALL)
+    except re.error as error:
+        raise re.error(error.msg, glob) from None
     if "/" in glob:
         return lambda path: pattern.fullmatch(path) is not None
     return lambda path: pattern.fullmatch(path, path.rfind("/") + 1) is not None

@@ -17,8 +17,8 @@ Pixels = NDArray[np.uint8]
 class SharedMemory:
     """`size` bytes, `view`, which travel to a process that multiprocessing spawns by where they are.
 
-    They are a file of memory alone, memfd_create(2): no room is needed in /dev/shm, of which a container has little, and
-    no name is left if all processes die. Raises OSError where there is no memory for it, a SIGBUS otherwise.
+    They are a file of memory alone, memfd_create(2): /dev/shm, small in a container, needs no room for it, and no name
+    is left if all processes die. Raises OSError where there is no memory for it, a SIGBUS otherwise.
     """
 
     view: mmap.mmap

@@ -110,6 +110,7 @@ def test_bad_files_get_their_rows_and_all_others_are_scored(faces: list[Path], t
     (folder / "unreadable.jpg").chmod(0)
     result = gender_batch("classify", folder, "--out", tmp_path / "rows.csv")
     assert result.returncode == 3, result.stderr
+    assert b"6 of 9 pictures failed, as their rows tell; more than --max-error-rate 0\n" in result.stderr
     rows = {Path(row["path"]).name: row for row in read_csv(tmp_path / "rows.csv")}
     assert {name: row["status"] for name, row in rows.items()} == {
         "corrupt.jpg": "corrupt",
@@ -414,6 +415,7 @@ def test_a_log_that_cannot_be_written_is_no_reason_to_stop(faces: list[Path], tm
         (["--max-error-rate", "nan"], "'nan' is not a number"),
         (["--picture-timeout", "nan"], "'nan' is not a number"),
         (["--include", ""], "'' is not a valid glob"),
+        (["--include", "*.jpg", "--exclude", "*.[z-a]x"], "'*.[z-a]x' is not a valid glob: bad character range z-a"),
         (["--exclude", "/"], "is not a valid glob"),
     ],
 )

@@ -105,6 +105,7 @@ def test_whole_photos_are_evaluated_as_they_are_classified(
         "path,group,light\n./female/couple.jpg,a,day\nfemale/her.jpg,a,day\nmale/him.jpg,b,night\nmale/view.jpg,b,day\n"
     )
     arguments = ("evaluate", data, "--faces", "always", "--detector", detector, "--groups", tmp_path / "groups.csv")
+    (tmp_path / "report").mkdir(mode=0o755)
     result = gender_batch(*arguments, "--out", tmp_path / "report")
     assert result.returncode == 0, result.stderr
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
@@ -115,7 +116,9 @@ def test_whole_photos_are_evaluated_as_they_are_classified(
     assert b"3 pictures of 2 people" in result.stdout
     assert b"no face: 1 pictures" in result.stderr
     assert b"folder(s) other are not among the model's labels" in result.stderr
-    assert stat.S_IMODE((tmp_path / "report").stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "report").iterdir()} == {0o600}
+    result = gender_batch(*arguments, "--out", tmp_path / "new" / "report")
+    assert stat.S_IMODE((tmp_path / "new" / "report").stat().st_mode) == 0o700
 
     (data / "male" / "broken.jpg").write_bytes(b"nothing")
     result = gender_batch(*arguments[:-2])

@@ -39,3 +39,11 @@ def test_files_and_new_names_are_taken_where_links_lead(tmp_path: Path) -> None:
     (tmp_path / "link.csv").symlink_to("old.csv")
     named = {"--out": tmp_path / "link.csv", "--state": tmp_path / "new.db", "--summary": None}
     assert places(named) == [tmp_path / "old.csv", tmp_path / "new.db", None]
+
+
+@pytest.mark.parametrize("option", ["--out", "--state", "--summary", "--gallery"])
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(unprivileged: Path, option: str) -> None:
+    (unprivileged / "locked").mkdir(mode=0o500)
+    with pytest.raises(click.UsageError, match=rf"{option} .*/locked cannot be written to; see to its permissions"):
+        places({option: unprivileged / "locked" / "file.csv"})
+    places({option: unprivileged / "file.csv"})
