@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gender_batch.evaluation.groups import Group, accuracies, by_group
+from gender_batch.evaluation.groups import MOST_VALUES, Group, accuracies, by_group
 from gender_batch.evaluation.metrics import Metrics, measure
 from gender_batch.pictures.find import LITTER, Walk
 from gender_batch.pictures.listed import Listed, ListError, Row, read_list
@@ -90,6 +90,7 @@ def evaluate(
     truth = [labels.index(Path(row.path).relative_to(root).parts[0]) for row in rows]
     probabilities = np.array([row.probabilities for row in rows])
     groups = [people[name] for name in names]
+    attributes = [_attributes(listed, known, name) for name in names]
     decided = [row.label != UNCERTAIN for row in rows]
     return Evaluation(
         metrics=measure(probabilities, truth, labels, scorer.metadata.threshold, groups, decided),
@@ -99,12 +100,12 @@ def evaluate(
         faceless=tuple(row for row in seen if row.status is Status.NO_FACE),
         unreadable_folders=tuple(walk.unreadable_folders),
         groups=by_group(
-            [_attributes(listed, known, name) for name in names],
+            attributes,
             [labels[index] for index in truth],
             (probabilities.argmax(axis=1) == np.array(truth)).tolist(),
             groups,
         ),
-        notes=(*_other_folders(root, labels), *_other_lines(root, listed, known)),
+        notes=(*_other_folders(root, labels), *_other_lines(root, listed, known), *_without_table(attributes)),
     )
 
 
@@ -113,7 +114,7 @@ def _root(data: Path, labels: tuple[str, ...]) -> Path:
         if label in (os.curdir, os.pardir) or "/" in label:
             raise LabelsError(f"{data}: the model's label {label!r} cannot be the name of a folder")
     for root in (data, data / "test"):
-        if all((root / label).is_dir() for label in labels):
+        if all(os.path.isdir(root / label) for label in labels):
             return root
     raise LabelsError(
         f"{data}: no folders {', '.join(labels)} in it or in its test/; they must be named after the model's labels"
@@ -138,8 +139,15 @@ def _attributes(listed: Listed | None, known: Mapping[str, Row], name: str) -> d
     return {column: known[name].values[column] for column in listed.attributes} if listed and name in known else {}
 
 
+def _without_table(attributes: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    for column in dict.fromkeys(column for known in attributes for column in known):
+        values = len({known[column] for known in attributes if known.get(column)})
+        if values > MOST_VALUES:
+            yield f"{column}: {values:,} different values, more than {MOST_VALUES}; there is no table of it"
+
+
 def _other_folders(root: Path, labels: Sequence[str]) -> Iterator[str]:
-    others = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in labels)
+    others = sorted(entry.name for entry in root.iterdir() if os.path.isdir(entry) and entry.name not in labels)
     if others:
         yield f"{root}: folder(s) {', '.join(others)} are not among the model's labels; nothing in them was scored"
 

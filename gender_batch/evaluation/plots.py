@@ -23,6 +23,10 @@ DPI = 130
 MOST_POINTS = 400
 """Points drawn of a curve: more than the pixels of a figure can tell apart."""
 
+MOST_CELLS, MOST_NAMES = 20, 60
+"""Classes up to which a confusion matrix tells the count of each cell, and up to which it names each class: with a few
+hundred the picture would have more pixels than there is memory for."""
+
 LONGEST_NAME = 32
 """Characters of a class or a value beside an axis."""
 
@@ -101,15 +105,19 @@ def draw_curves(history: Sequence[Point]) -> Figure:
 
 def draw_confusion(confusion: Integers, labels: Sequence[str]) -> Figure:
     """Counts and shares of the true class (rows) by the answered class (columns)."""
-    figure = Figure(figsize=(2.4 + len(labels), 2 + len(labels)), layout="constrained")
+    inches = min(len(labels), MOST_CELLS)
+    figure = Figure(figsize=(2.4 + inches, 2 + inches), layout="constrained")
     axes = figure.subplots()
     shares = confusion / confusion.sum(axis=1, keepdims=True).clip(min=1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    ticks: Any = range(len(labels))
-    names = [_name(label) for label in labels]
+    ticks: Any = range(0, len(labels), -(-len(labels) // MOST_NAMES))
+    names = [_name(labels[index]) for index in ticks]
     axes.set(xlabel="answered", ylabel="labelled")
     axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 12 else 0)
     axes.set_yticks(ticks, names)
+    if len(labels) > MOST_CELLS:
+        axes.tick_params(axis="x", labelrotation=90)
+        return figure
     for row in ticks:
         for column in ticks:
             share = shares[row, column]

@@ -26,7 +26,10 @@ none; of 500 of FairFace's training pictures 99.8% have one, of 140 photos of 10
 """
 
 MOST = 64
-"""Faces that are found in a picture at most; in a crowd nobody is the one whom it is about."""
+"""Faces that are found in a picture at most. Of a crowd they are the largest: whom it is about is one of them."""
+
+LONGEST_CLOSE = 4096
+"""Pixels of the longest square that is cut out for a closer look; of a larger face the picture is reduced before."""
 
 OVERLAP = 0.3
 """Largest intersection over union of two faces; of two that overlap more, the one of the larger score is kept."""
@@ -111,10 +114,14 @@ class Detector:
     def faces(self, image: Image.Image, side: int) -> list[Face]:
         """The faces in an RGB picture, searched at about `side` pixels of its longer side, each looked at closer.
 
-        At most 64, the most likely ones.
+        At most 64, the largest ones, by falling score.
         """
         faces: list[Face] = []
-        for candidate in self.search(image, side, CANDIDATE)[:MOST]:
+        found = self.search(image, side, CANDIDATE)
+        if len(found) > MOST:
+            largest = sorted(found, key=lambda face: face.area, reverse=True)[:MOST]
+            found = sorted(largest, key=lambda face: face.score, reverse=True)
+        for candidate in found:
             face = self.closer(image, candidate)
             # Two candidates may turn out to be one face.
             if face and all(face.overlap(other) < SAME for other in faces):
@@ -135,6 +142,10 @@ class Detector:
     def closer(self, image: Image.Image, face: Face) -> Face | None:
         """The same face, its landmarks more exact; None if it is no face when seen closer."""
         side = round(CLOSE_SHARE * max(face.width, face.height)) or 1
+        if side > LONGEST_CLOSE:
+            fraction = -(-side // LONGEST_CLOSE)
+            smaller = self.closer(image.reduce(fraction), face.scaled(1 / fraction))
+            return smaller and smaller.scaled(fraction)
         left, top = round(face.left + (face.width - side) / 2), round(face.top + (face.height - side) / 2)
         square = image.crop((left, top, left + side, top + side))
         seen = [found.moved(left, top) for found in self.search(square, CLOSE_SIDE, SCORE)]

@@ -62,6 +62,8 @@ def verified(path: Path) -> bytes:
 
 def fetch(place: Path, source: str = SOURCE) -> None:
     """Download the detector to `place`, whole or not at all. Raises DetectorError."""
+    if os.path.lexists(place) and not (place.is_file() or place.is_dir()):  # that a folder cannot be, the system tells
+        raise DetectorError(f"{place}: not a file, and would be replaced by one; name another with --out")
     try:
         with urllib.request.urlopen(source, timeout=_TIMEOUT) as answer:  # noqa: S310 - the scheme is pinned above
             content = answer.read(SIZE + 1)

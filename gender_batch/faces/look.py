@@ -15,7 +15,7 @@ from gender_batch.faces.detect import ENOUGH, Detector, Face
 from gender_batch.pictures.preprocessing import FaceCrop, Preprocessing
 from gender_batch.pictures.read import decode_picture
 
-LOOKING = 3
+LOOKING = 4
 """Version of how faces are found, chosen and cut: raised when the same picture gives other squares than before."""
 
 SIDES = (320, 640, 160)

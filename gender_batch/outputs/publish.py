@@ -175,11 +175,12 @@ def locked(path: Path) -> Iterator[None]:
     """
     lock = path.with_name(_hidden(path, _LOCK))
     while True:
-        with lock.open("a+") as file:
+        # Not through a link: who put it there might have another file emptied.
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                file.seek(0)
                 holder = file.read().strip() or "an unknown process"
                 raise LockedError(f"{path}: another run is writing it: {holder}") from None
             if not _is_named(file.fileno(), lock):
@@ -197,6 +198,6 @@ def locked(path: Path) -> Iterator[None]:
 
 def _is_named(descriptor: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False

@@ -125,7 +125,25 @@ def test_what_is_seen_closer_is_a_square_around_the_face() -> None:
     assert [image.size for image in detector.looked_at] == [(60, 60), (90, 90), (60, 60), (1, 1)]
 
 
-def test_one_face_is_found_once_and_of_a_crowd_the_most_likely_ones(
+def test_a_face_that_fills_an_enormous_picture_is_seen_closer_in_a_reduced_one() -> None:
+    """Pillow refuses to cut out more than 179 million pixels, as 1.5 times such a face has."""
+
+    class Watched(Detector):
+        def __init__(self) -> None:
+            self.sizes: list[tuple[int, int]] = []
+
+        def search(self, image: Image.Image, *_: object) -> list[Face]:
+            self.sizes.append(image.size)
+            return [face(700, 700, 2300, 2300)]
+
+    detector = Watched()
+    same = detector.closer(Image.new("RGB", (9000, 9000)), face(10, 10, 9000, 9000))
+    assert same is not None
+    assert detector.sizes == [(3375, 3375)]
+    assert same.box(9000, 9000) == (560, 560, 8440, 8440)
+
+
+def test_one_face_is_found_once_and_of_a_crowd_the_largest_ones(
     detector: Path, faces: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Twice(Detector):
@@ -137,6 +155,15 @@ def test_one_face_is_found_once_and_of_a_crowd_the_most_likely_ones(
     assert len(Twice(detector).faces(photo, 640)) == len(Detector(detector).faces(photo, 640)) == 4
     monkeypatch.setattr(detect, "MOST", 3)
     assert len(Detector(detector).faces(photo, 640)) == 3
+
+    class Crowd(Detector):
+        def search(self, *_: object) -> list[Face]:
+            return [face(0, 0, 10, 10), face(50, 0, 90, 90), face(150, 0, 20, 20), face(200, 0, 15, 15)]
+
+        def closer(self, _: Image.Image, face: Face) -> Face:
+            return face
+
+    assert [found.width for found in Crowd(detector).faces(photo, 640)] == [90, 20, 15]
 
 
 def test_a_box_lies_within_the_picture() -> None:

@@ -1,5 +1,6 @@
 """faces/fetch.py: only the pinned detector is ever used, from wherever it comes."""
 
+import os
 import resource
 import socket
 import threading
@@ -71,6 +72,16 @@ def test_what_is_fetched_is_there_whole(detector: Path, tmp_path: Path) -> None:
     assert place.read_bytes() == detector.read_bytes()
     assert len(place.read_bytes()) == SIZE
     assert list(place.parent.iterdir()) == [place]
+
+
+def test_what_is_no_file_is_not_replaced(detector: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(os.devnull)
+    for name in ("fifo", "link"):
+        with pytest.raises(DetectorError, match=f"{name}: not a file, and would be replaced"):
+            fetch(tmp_path / name, detector.as_uri())
+    assert (tmp_path / "fifo").is_fifo()
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_a_full_disk_leaves_the_detector_that_was_there(detector: Path, tmp_path: Path) -> None:

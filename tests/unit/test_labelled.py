@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gender_batch.evaluation.labelled import Evaluation, LabelsError, NoPictureError, evaluate
+from gender_batch.evaluation.labelled import (
+    Evaluation,
+    LabelsError,
+    NoPictureError,
+    _other_folders,
+    _without_table,
+    evaluate,
+)
 from gender_batch.evaluation.metrics import Proportion
 from gender_batch.model.metadata import Metadata
 from gender_batch.pictures.preprocessing import Preprocessing
@@ -213,6 +220,21 @@ def test_folders_of_the_labels_go_before_a_folder_called_test(data: Path) -> Non
     assert result.metrics.accuracy == Proportion(3, 6)
     (note,) = result.notes
     assert "folder(s) test are not among the model's labels" in note
+
+
+def test_a_column_of_very_many_values_is_said_to_have_no_table() -> None:
+    attributes = [{"age": str(number), "race": "ab"[number % 2]} for number in range(60)]
+    assert list(_without_table(attributes)) == ["age: 60 different values, more than 50; there is no table of it"]
+    assert list(_without_table(attributes[:50])) == []
+
+
+def test_a_link_into_a_folder_that_may_not_be_entered_is_no_error(unprivileged: Path) -> None:
+    (unprivileged / "locked" / "inside").mkdir(parents=True)
+    (unprivileged / "link").symlink_to("locked/inside")
+    (unprivileged / "locked").chmod(0)
+    assert list(_other_folders(unprivileged, ("bright",))) == [
+        f"{unprivileged}: folder(s) locked are not among the model's labels; nothing in them was scored"
+    ]
 
 
 def test_a_folder_of_no_class_is_told(data: Path) -> None:

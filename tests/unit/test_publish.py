@@ -322,6 +322,14 @@ def test_a_lock_file_that_goes_meanwhile_is_made_anew(tmp_path: Path, monkeypatc
             raise AssertionError("the block ran")
 
 
+def test_a_link_in_the_place_of_the_lock_has_nothing_emptied(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("of somebody")
+    (tmp_path / ".rows.csv.lock").symlink_to("precious")
+    with pytest.raises(OSError, match=r"symbolic links.*\.rows\.csv\.lock"), locked(tmp_path / "rows.csv"):
+        pass
+    assert (tmp_path / "precious").read_text() == "of somebody"
+
+
 def test_a_lock_file_that_somebody_removed_is_no_error(tmp_path: Path) -> None:
     with locked(tmp_path / "preds.csv"):
         (tmp_path / names(tmp_path)[0]).unlink()

@@ -31,6 +31,7 @@ from gender_batch.evaluation.gallery import (
 from gender_batch.evaluation.groups import Group, by_group
 from gender_batch.evaluation.metrics import Bin, Proportion, Threshold
 from gender_batch.evaluation.plots import (
+    draw_confusion,
     draw_curves,
     draw_reliability,
     draw_risk_coverage,
@@ -419,6 +420,14 @@ def test_the_files_of_a_run_folder(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         with Image.open(path) as image:
             assert min(image.size) > 200
+
+
+@pytest.mark.parametrize(("classes", "texts"), [(20, 400), (21, 0), (600, 0)])
+def test_a_confusion_of_many_classes_is_no_larger_than_one_of_twenty(classes: int, texts: int) -> None:
+    figure = draw_confusion(np.eye(classes, dtype=np.int64), [f"class {number}" for number in range(classes)])
+    assert max(figure.get_size_inches()) <= 22.4
+    assert len(figure.axes[0].texts) == texts
+    assert len(figure.axes[0].get_xticks()) <= 60
 
 
 def test_no_legend_covers_a_curve() -> None:
