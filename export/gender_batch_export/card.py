@@ -152,16 +152,11 @@ def _lower_proved(variants: Sequence[Variant], pictures: HeldOut) -> str:
     lower = [variant.precision for variant in variants[1:]]
     if not lower:
         return ""
-    judged_on, others = (
-        ("validation and test", "others of validation")
-        if pictures.judged_by_test
-        else (
-            "validation",
-            "others",
-        )
-    )
-    calibrated = f", int8 calibrated on {len(pictures.calibration)} {others}" if "int8" in lower else ""
-    return f"; {' and '.join(lower)} on {judged_on} pictures{calibrated}"
+    told = f"; {' and '.join(lower)} on validation{' and test' if pictures.judged_by_test else ''} pictures"
+    if "int8" in lower:
+        others = "others of validation" if pictures.judged_by_test else "others"
+        told += f", int8 calibrated on {len(pictures.calibration)} {others}"
+    return told
 
 
 def _figures_per_precision(variants: Sequence[Variant], threshold: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from importlib.util import find_spec
 from itertools import groupby
@@ -59,10 +60,12 @@ def evaluate(
     from gender_batch.scoring.pool import PoolError
     from gender_batch.scoring.run import Faces, Options, Scorer
 
-    if out and any((out.resolve() / name).exists() for name in ("checkpoint.safetensors", "config.json")):
-        fail(f"{out}: holds a training, whose metrics.json must stay; name another folder with --out", Exit.USAGE)
     if out:
-        check_writable("--out", out, next(place for place in (out, *out.resolve().parents) if place.exists()))
+        place = out.resolve()
+        if any(os.path.exists(place / name) for name in ("checkpoint.safetensors", "config.json")):
+            fail(f"{out}: holds a training, whose metrics.json must stay; name another folder with --out", Exit.USAGE)
+        # What is in a folder that may not be entered counts as not there.
+        check_writable("--out", out, next(filter(os.path.exists, (place, *place.parents))))
     options = Options(model, device, workers, faces=Faces(faces, detector, whole=no_face == "whole"))
     try:
         with stopping_on_signals("Nothing was written."), Scorer(options) as scorer:

@@ -7,6 +7,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,13 +72,21 @@ def test_a_model_that_is_named_is_the_one_taken() -> None:
     assert Model(None).path == default_model("cpu")
 
 
+@contextmanager
+def edited(path: Path) -> Iterator[Any]:
+    """The program's float32 model, of which a copy is at `path` as it is after the block."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(DEFAULT_FOLDER / FP32)
+    yield model
+    onnx.save(model, path)
+
+
 def with_bias(path: Path, bias: list[float]) -> Path:
     """A copy of the program's float32 model at `path`, with another bias of the head."""
     onnx = pytest.importorskip("onnx")
-    model = onnx.load(DEFAULT_FOLDER / FP32)
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("classifier.1.bias"))
-    tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(bias, np.float32), tensor.name))
-    onnx.save(model, path)
+    with edited(path) as model:
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("classifier.1.bias"))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(bias, np.float32), tensor.name))
     return path
 
 
@@ -114,10 +124,9 @@ def test_memory_is_page_locked_where_there_is_a_gpu_and_else_as_good_as_before()
 def with_metadata(path: Path, **values: Any) -> Path:
     """A copy of the program's float32 model beside `path`, whose metadata say something else."""
     onnx = pytest.importorskip("onnx")
-    model = onnx.load(DEFAULT_FOLDER / FP32)
-    content = json.loads(next(prop.value for prop in model.metadata_props if prop.key == KEY))
-    onnx.helper.set_model_props(model, {KEY: json.dumps({**content, **values})})
-    onnx.save(model, path)
+    with edited(path) as model:
+        content = json.loads(next(prop.value for prop in model.metadata_props if prop.key == KEY))
+        onnx.helper.set_model_props(model, {KEY: json.dumps({**content, **values})})
     return path
 
 
@@ -145,13 +154,10 @@ def test_metadata_that_do_not_fit_the_graph_are_refused_when_it_is_opened(
 
 
 def test_a_graph_for_batches_of_one_size_is_refused(tmp_path: Path) -> None:
-    path = with_metadata(tmp_path / "mine.onnx")
-    onnx = pytest.importorskip("onnx")
-    model = onnx.load(path)
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    onnx.save(model, path)
+    with edited(tmp_path / "mine.onnx") as model:
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     with pytest.raises(ModelError, match=r"uint8\) \(1, 200"):
-        Model(path)
+        Model(tmp_path / "mine.onnx")
 
 
 @pytest.mark.parametrize("bias", [float("nan"), float("inf")])
@@ -183,26 +189,20 @@ def test_metadata_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 def test_a_graph_that_can_be_loaded_and_not_run_is_refused(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
-    path = with_metadata(tmp_path / "mine.onnx")
-    model = onnx.load(path)
-    output = model.graph.node[-1].output[0]
-    model.graph.node[-1].output[0] = "all"
-    index = onnx.numpy_helper.from_array(np.array([0, 9]), "index")
-    model.graph.initializer.append(index)
-    model.graph.node.append(onnx.helper.make_node("Gather", ["all", "index"], [output], axis=1))
-    onnx.save(model, path)
+    with edited(tmp_path / "mine.onnx") as model:
+        output = model.graph.node[-1].output[0]
+        model.graph.node[-1].output[0] = "all"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 9]), "index"))
+        model.graph.node.append(onnx.helper.make_node("Gather", ["all", "index"], [output], axis=1))
     with pytest.raises(ModelError, match=r"mine\.onnx: ONNX Runtime cannot run it .*out of data bounds"):
-        Model(path)
+        Model(tmp_path / "mine.onnx")
 
 
 def test_what_is_too_new_for_the_runtime_is_told_as_it_tells_it(tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx")
-    path = with_metadata(tmp_path / "mine.onnx")
-    model = onnx.load(path)
-    model.ir_version = 99
-    path.write_bytes(model.SerializeToString())
+    with edited(tmp_path / "mine.onnx") as model:
+        model.ir_version = 99
     with pytest.raises(ModelError, match=r"max supported IR version.*as new as it was there"):
-        Model(path)
+        Model(tmp_path / "mine.onnx")
 
 
 def test_the_digest_is_that_of_the_file_that_was_opened(tmp_path: Path) -> None:
