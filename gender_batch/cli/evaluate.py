@@ -18,7 +18,7 @@ from gender_batch.cli.places import check_writable
 
 if TYPE_CHECKING:
     from gender_batch.evaluation.labelled import Evaluation
-    from gender_batch.pictures.preprocessing import Preprocessing
+    from gender_batch.model.metadata import Metadata
 
 
 @click.command()
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Folder for metrics.json and the plots.",
+    help="Folder for metrics.json, answers.csv and the plots.",
 )
 @click.option(
     "--groups",
@@ -85,7 +85,7 @@ def evaluate(
     try:
         if out:
             with stopping_on_signals(f"The report in {out} is not complete."), for_the_owner_alone():
-                _write(result, out, scorer.metadata.preprocessing)
+                _write(result, out, scorer.metadata)
     except OSError as error:
         fail(f"{error.filename or out}: {error.strerror}; the report is not complete: name another folder with --out")
     finally:
@@ -130,20 +130,26 @@ def _tell(result: Evaluation) -> None:
         note(printable(remark))
 
 
-def _write(result: Evaluation, out: Path, preprocessing: Preprocessing) -> None:
+def _write(result: Evaluation, out: Path, metadata: Metadata) -> None:
+    from gender_batch.outputs.rows import write_rows
+    from gender_batch.prediction import columns
+
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     (out / "metrics.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    labels = metadata.labels
+    with (out / "answers.csv").open("wb") as file, write_rows(file, ".csv", ("truth", *columns(labels))) as rows:
+        for row, truth in result.pictures:
+            rows.write((labels[truth], *row.values(len(labels))))
     if find_spec("matplotlib") is None:
         note("no plots: they need matplotlib: pip install 'gender-batch[train]'")
         return
     from gender_batch.evaluation.gallery import Answer, draw_gallery
     from gender_batch.evaluation.plots import plot_confusion, plot_reliability
 
-    metrics = result.metrics
+    metrics, preprocessing = result.metrics, metadata.preprocessing
     plot_confusion(metrics.confusion, metrics.labels, out / "confusion.png")
     plot_reliability(metrics.bins, metrics.calibration_error, out / "reliability.png")
     answers = [
-        Answer(row.path, row.path, truth, row.probabilities, row.path, box=row.box)
-        for row, truth in zip(result.rows, result.truth, strict=True)
+        Answer(row.path, row.path, truth, row.probabilities, row.path, box=row.box) for row, truth in result.answered
     ]
     draw_gallery(answers, preprocessing, out / "gallery.png", metrics.labels)

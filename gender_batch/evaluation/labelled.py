@@ -28,19 +28,28 @@ class NoPictureError(LabelsError):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`rows` and `truth` (class indices) go together; `failed` and `faceless` pictures have a row but no answer.
+    """`pictures` are (row, class index of the label), in the order of the walk; the metrics are those of `answered`.
 
     `unreadable_folders` are (folder, reason); `notes` are what else the user should be told.
     """
 
     metrics: Metrics
-    rows: tuple[Prediction, ...]
-    truth: tuple[int, ...]
-    failed: tuple[Prediction, ...]
-    faceless: tuple[Prediction, ...]
+    pictures: tuple[tuple[Prediction, int], ...]
     unreadable_folders: tuple[tuple[str, str], ...]
     groups: tuple[Group, ...]
     notes: tuple[str, ...]
+
+    @property
+    def answered(self) -> list[tuple[Prediction, int]]:
+        return [(row, truth) for row, truth in self.pictures if row.status is Status.OK]
+
+    @property
+    def failed(self) -> list[Prediction]:
+        return [row for row, _ in self.pictures if row.status.failed]
+
+    @property
+    def faceless(self) -> list[Prediction]:
+        return [row for row, _ in self.pictures if row.status is Status.NO_FACE]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -87,17 +96,15 @@ def evaluate(
     if not rows:
         raise LabelsError(f"{root}: no picture in it could be scored; {_why(seen)}")
     names = [name_of[row.path] for row in rows]
-    truth = [labels.index(Path(row.path).relative_to(root).parts[0]) for row in rows]
+    truth_of = {path: labels.index(Path(path).relative_to(root).parts[0]) for path in name_of}
+    truth = [truth_of[row.path] for row in rows]
     probabilities = np.array([row.probabilities for row in rows])
     groups = [people[name] for name in names]
     attributes = [_attributes(listed, known, name) for name in names]
     decided = [row.label != UNCERTAIN for row in rows]
     return Evaluation(
         metrics=measure(probabilities, truth, labels, scorer.metadata.threshold, groups, decided),
-        rows=tuple(rows),
-        truth=tuple(truth),
-        failed=tuple(row for row in seen if row.status.failed),
-        faceless=tuple(row for row in seen if row.status is Status.NO_FACE),
+        pictures=tuple((row, truth_of[row.path]) for row in seen),
         unreadable_folders=tuple(walk.unreadable_folders),
         groups=by_group(
             attributes,

@@ -121,9 +121,18 @@ def test_whole_photos_are_evaluated_as_they_are_classified(
     assert stat.S_IMODE((tmp_path / "new" / "report").stat().st_mode) == 0o700
 
     (data / "male" / "broken.jpg").write_bytes(b"nothing")
-    result = gender_batch(*arguments[:-2])
+    result = gender_batch(*arguments[:-2], "--out", tmp_path / "report")
     assert result.returncode == 3
     assert b"not scored: 1 in all" in result.stderr
+    rows = read_csv(tmp_path / "report" / "answers.csv")
+    assert list(rows[0])[:3] == ["truth", "path", "status"]
+    assert [(row["truth"], Path(row["path"]).name, row["status"], row["label"]) for row in rows] == [
+        ("female", "couple.jpg", "ok", "uncertain"),
+        ("female", "her.jpg", "ok", "female"),
+        ("male", "broken.jpg", "unsupported", ""),
+        ("male", "him.jpg", "ok", "male"),
+        ("male", "view.jpg", "no_face", ""),
+    ]
 
 
 def test_without_a_detector(faces: list[Path], detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
