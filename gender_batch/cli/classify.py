@@ -275,7 +275,7 @@ def _errors_told(log: Log, run: Run) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fail("standard output was closed before the last row", Exit.FATAL, log.error)
     except OSError as error:
-        told = str(error.strerror)
+        told = str(error.strerror or error)
         if isinstance(error.filename, str | Path):
             told = f"{error.filename}: {told} (volume {volume_of(Path(error.filename))})"
         fail(f"{told}. {run.outcome()}", Exit.FATAL, log.error)

@@ -14,11 +14,14 @@ import click
 
 from gender_batch.cli.exits import Exit, fail, note, stopping_on_signals, telling
 from gender_batch.cli.options import device_option, face_options, model_option, workers_option
-from gender_batch.cli.places import check_writable
+from gender_batch.cli.places import check_writable, resolved
 
 if TYPE_CHECKING:
     from gender_batch.evaluation.labelled import Evaluation
     from gender_batch.model.metadata import Metadata
+
+
+REPORT = ("metrics.json", "answers.csv", "confusion.png", "reliability.png", "gallery.png")
 
 
 @click.command()
@@ -61,7 +64,7 @@ def evaluate(
     from gender_batch.scoring.run import Faces, Options, Scorer
 
     if out:
-        place = out.resolve()
+        place = resolved("--out", out)
         if any(os.path.exists(place / name) for name in ("checkpoint.safetensors", "config.json")):
             fail(f"{out}: holds a training, whose metrics.json must stay; name another folder with --out", Exit.USAGE)
         # What is in a folder that may not be entered counts as not there.
@@ -85,7 +88,7 @@ def evaluate(
     try:
         if out:
             with stopping_on_signals(f"The report in {out} is not complete."), for_the_owner_alone():
-                _write(result, out, scorer.metadata)
+                _write(result, place, scorer.metadata)
     except OSError as error:
         fail(f"{error.filename or out}: {error.strerror}; the report is not complete: name another folder with --out")
     finally:
@@ -135,6 +138,8 @@ def _write(result: Evaluation, out: Path, metadata: Metadata) -> None:
     from gender_batch.prediction import columns
 
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in REPORT:  # others may be able to read an earlier report, and this one may have fewer plots
+        (out / name).unlink(missing_ok=True)
     (out / "metrics.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n")
     labels = metadata.labels
     with (out / "answers.csv").open("wb") as file, write_rows(file, ".csv", ("truth", *columns(labels))) as rows:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 STANDARD = "-"
 """Standard input as a PATH, standard output as --out."""
 
+LOCKED = ("--out", "--state")
+"""Where nothing can be written, a run cannot lock these, and ends before the work: a night that failed, which is logged
+and recorded, and no wrong use."""
+
 
 def check_paths(paths: tuple[str, ...], out: str) -> None:
     """A dangling link among the PATHs gets its row as it would in a folder; a name that is nothing is a mistake.
@@ -38,23 +42,32 @@ def places(options: dict[str, Path | None]) -> list[Path | None]:
     for option, path in options.items():
         if path is None:
             continue
-        try:
-            place = path.resolve()
-            special = not place.is_file() and os.path.lexists(place)  # from Python 3.13 a link to itself, too
-        except OSError as error:
-            raise click.UsageError(f"{option} {path}: {error.strerror}") from None
-        except RuntimeError:  # a link to itself, before Python 3.13
-            raise click.UsageError(f"{option} {path}: a link that leads to itself; name another file") from None
-        if special:
+        place = resolved(option, path)
+        if not place.is_file() and os.path.lexists(place):
             raise click.UsageError(f"{option} {path}: not a file, and would be replaced by one; name another file")
         if not place.parent.is_dir():
             raise click.UsageError(f"{option} {path}: the folder {place.parent} does not exist")
-        check_writable(option, path, place.parent)
+        if option not in LOCKED:
+            check_writable(option, path, place.parent)
         if place in places:
             raise click.UsageError(f"{places[place]} and {option} are both {path}; name another file for one of them")
         places[place] = option
     found = {option: place for place, option in places.items()}
     return [found.get(option) for option in options]
+
+
+def resolved(option: str, path: Path) -> Path:
+    """Where it really is, links followed. Raises UsageError."""
+    try:
+        place = path.resolve()
+        to_itself = place.is_symlink()  # from Python 3.13
+    except OSError as error:
+        raise click.UsageError(f"{option} {path}: {error.strerror}") from None
+    except RuntimeError:
+        to_itself = True
+    if to_itself:
+        raise click.UsageError(f"{option} {path}: a link that leads to itself; name another place")
+    return place
 
 
 def check_writable(option: str, path: Path, folder: Path) -> None:

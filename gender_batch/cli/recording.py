@@ -124,8 +124,9 @@ class Run:
             log.say("folders not read", f"folders not read: {count:,} in all", folders=count)
         if walk.lost_links:
             count = walk.lost_links
-            told = f"not entered: {count:,} links that lead nowhere; no answer of before is forgotten"
-            log.say("links not entered", told, links=count)
+            told = f"not entered: {count:,} links that lead nowhere"
+            forgotten = "; no answer of before is forgotten" if self.night else ""
+            log.say("links not entered", told + forgotten, links=count)
         if walk.other_file_systems:
             count = walk.other_file_systems
             log.say("not entered", f"not entered: {count:,} folders on other file systems", folders=count)

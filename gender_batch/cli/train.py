@@ -12,6 +12,7 @@ import click
 
 from gender_batch.cli.exits import Exit, fail, needing_extra, note, stopping_on_signals, telling
 from gender_batch.cli.options import Numbers, detector_option
+from gender_batch.cli.places import resolved
 from gender_batch.outputs.publish import for_the_owner_alone
 
 if TYPE_CHECKING:
@@ -175,6 +176,8 @@ def train(
         raise click.UsageError("--adapt-epochs and --fine-epochs cannot both be 0")
     if resume and out is None:
         raise click.UsageError("--resume needs --out RUN, the folder of the interrupted run")
+    if out:
+        resolved("--out", out)
     cropping = faces == "crop"
     looking = faces == "auto" and pictures == "photo"
     found = _detector(detector, needed=cropping) if cropping or looking else None

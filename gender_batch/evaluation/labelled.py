@@ -92,27 +92,32 @@ def evaluate(
     if not seen:
         unread = "".join(f"; {folder!r} was not read: {reason}" for folder, reason in walk.unreadable_folders[:1])
         raise NoPictureError(f"{root}: no picture in its folders {', '.join(labels)}{unread}")
+    pictures = tuple((row, labels.index(Path(row.path).relative_to(root).parts[0])) for row in seen)
     rows = [row for row in seen if row.status is Status.OK]
     if not rows:
         raise LabelsError(f"{root}: no picture in it could be scored; {_why(seen)}")
     names = [name_of[row.path] for row in rows]
-    truth_of = {path: labels.index(Path(path).relative_to(root).parts[0]) for path in name_of}
-    truth = [truth_of[row.path] for row in rows]
+    truth = [index for row, index in pictures if row.status is Status.OK]
+    labels_of_truth = [labels[index] for index in truth]
     probabilities = np.array([row.probabilities for row in rows])
     groups = [people[name] for name in names]
     attributes = [_attributes(listed, known, name) for name in names]
     decided = [row.label != UNCERTAIN for row in rows]
     return Evaluation(
         metrics=measure(probabilities, truth, labels, scorer.metadata.threshold, groups, decided),
-        pictures=tuple((row, truth_of[row.path]) for row in seen),
+        pictures=pictures,
         unreadable_folders=tuple(walk.unreadable_folders),
         groups=by_group(
             attributes,
-            [labels[index] for index in truth],
+            labels_of_truth,
             (probabilities.argmax(axis=1) == np.array(truth)).tolist(),
             groups,
         ),
-        notes=(*_other_folders(root, labels), *_other_lines(root, listed, known), *_without_table(attributes)),
+        notes=(
+            *_other_folders(root, labels),
+            *_other_lines(root, listed, known),
+            *_without_table(attributes, labels_of_truth),
+        ),
     )
 
 
@@ -146,11 +151,17 @@ def _attributes(listed: Listed | None, known: Mapping[str, Row], name: str) -> d
     return {column: known[name].values[column] for column in listed.attributes} if listed and name in known else {}
 
 
-def _without_table(attributes: Sequence[Mapping[str, str]]) -> Iterator[str]:
+def _without_table(attributes: Sequence[Mapping[str, str]], labels_of_truth: Sequence[str]) -> Iterator[str]:
     for column in dict.fromkeys(column for known in attributes for column in known):
-        values = len({known[column] for known in attributes if known.get(column)})
-        if values > MOST_VALUES:
-            yield f"{column}: {values:,} different values, more than {MOST_VALUES}; there is no table of it"
+        crossed = {
+            (known[column], label)
+            for known, label in zip(attributes, labels_of_truth, strict=True)
+            if known.get(column)
+        }
+        for name, values in ((column, len({value for value, _ in crossed})), (f"{column} x label", len(crossed))):
+            if values > MOST_VALUES:
+                yield f"{name}: {values:,} different values, more than {MOST_VALUES}; there is no table of it"
+                break
 
 
 def _other_folders(root: Path, labels: Sequence[str]) -> Iterator[str]:

@@ -7,6 +7,7 @@ import ctypes
 import importlib.util
 import io
 import os
+import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -37,7 +38,10 @@ LITTLE = 128 * 1024 * 1024
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 """Names the GPUs that a process may see (CUDA C++ Programming Guide, "CUDA Environment Variables")."""
 
-REINSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
+RUNTIME = "onnxruntime-gpu" if platform.machine() == "x86_64" else "onnxruntime"
+"""The distribution that setup.cfg names: with CUDA there are files for these machines alone."""
+
+REINSTALL = f"pip uninstall -y onnxruntime onnxruntime-gpu; pip install {RUNTIME}"
 """The two distributions are one package: to uninstall one of them takes files from the other."""
 
 
@@ -60,6 +64,8 @@ def missing_for_cuda() -> Missing | None:
     import onnxruntime
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        if RUNTIME == "onnxruntime":
+            return Missing(f"for {platform.machine()} machines there is no onnxruntime with CUDA")
         both = " (it has overwritten onnxruntime-gpu, which is installed too)" if len(runtimes_installed()) > 1 else ""
         return Missing(f"this onnxruntime is built without CUDA{both}", REINSTALL)
     missing = _missing_driver(_built_for())

@@ -50,7 +50,7 @@ def without_metadata(kind: str, data: bytes) -> Bare:
 
 
 def _bare_jpeg(data: bytes) -> Bare:
-    kept: list[tuple[int, int]] = []
+    kept: list[bytes] = []
     exif = None
     kept_from, position = 0, 2
     while header := _SEGMENT.match(data, position):
@@ -62,12 +62,13 @@ def _bare_jpeg(data: bytes) -> Bare:
         start, position = position, end
         if marker >= _APP0:
             content = data[content_from:end]
-            if marker == _APP1 and content.startswith(_EXIF) and exif is None:
+            if exif is None and marker == _APP1 and content.startswith(_EXIF) and content != _EXIF:
                 exif = content
             if not _tells_colours(marker, content):
-                kept.append((kept_from, start))
+                if kept_from < start:  # a hostile file has millions of segments, one behind the other
+                    kept.append(data[kept_from:start])
                 kept_from = end
-    return Bare(_spliced(data, kept, kept_from), exif, data.rfind(bytes((0xFF, _EOI))) >= position)
+    return Bare(b"".join([*kept, data[kept_from:]]), exif, data.rfind(bytes((0xFF, _EOI))) >= position)
 
 
 def _tells_colours(marker: int, content: bytes) -> bool:
@@ -77,7 +78,7 @@ def _tells_colours(marker: int, content: bytes) -> bool:
 
 
 def _bare_png(data: bytes) -> Bare:
-    kept: list[tuple[int, int]] = []
+    kept: list[bytes] = []
     exif = None
     kept_from, position = 0, len(_PNG_SIGNATURE)
     while position + 12 <= len(data):
@@ -88,13 +89,8 @@ def _bare_png(data: bytes) -> Bare:
         if kind == b"eXIf" and exif is None:
             exif = _EXIF + data[position + 8 : end - 4]
         if kind[0] & _ANCILLARY and kind != b"tRNS":
-            kept.append((kept_from, position))
+            if kept_from < position:
+                kept.append(data[kept_from:position])
             kept_from = end
         position = end
-    return Bare(_spliced(data, kept, kept_from), exif)
-
-
-def _spliced(data: bytes, kept: list[tuple[int, int]], rest_from: int) -> bytes:
-    if not kept:
-        return data
-    return b"".join([*(data[start:end] for start, end in kept), data[rest_from:]])
+    return Bare(b"".join([*kept, data[kept_from:]]), exif)

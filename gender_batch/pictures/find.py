@@ -118,7 +118,7 @@ class Walk:
                 if self.recursive and (self.follow_links or not entry.is_symlink()):
                     yield os.fsencode(entry.name), True
                 continue
-            if self.follow_links and entry.is_symlink():
+            if self.recursive and self.follow_links and entry.is_symlink():
                 self.lost_links += _is_lost_folder(entry.path)
             if filtered and self._included and not any(m(entry.path[below:]) for m in self._included):
                 continue
@@ -145,7 +145,7 @@ class Walk:
 
 def _is_lost_folder(path: str) -> bool:
     """Whether it is a link that leads nowhere, perhaps once to a folder: the name is not that of a picture."""
-    kind = mimetypes.guess_type(path, strict=False)[0] or ""
+    kind = mimetypes.guess_type(os.path.basename(path), strict=False)[0] or ""  # which takes a path for a URL
     return os.path.islink(path) and not os.path.exists(path) and not kind.startswith("image/")
 
 

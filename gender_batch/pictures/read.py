@@ -90,11 +90,11 @@ def decode_picture(data: bytes, shorter_side: int | None = None) -> Picture:
         raise PictureError(Status.UNSUPPORTED, f"not a picture of a known format ({', '.join(_SIGNATURES)})")
     if name == "HEIF":
         _require_heif()
-    data, exif, ends = without_metadata(name, data)
-    if name == "JPEG" and shorter_side is not None:
-        data = without_late_scans(data, shorter_side)
     width = height = None
     try:
+        data, exif, ends = without_metadata(name, data)
+        if name == "JPEG" and shorter_side is not None:
+            data = without_late_scans(data, shorter_side)
         with warnings.catch_warnings():
             # Pillow warns of bombs (refused below), odd EXIF and odd ICC profiles: nobody reads that at night.
             warnings.simplefilter("ignore")

@@ -144,6 +144,17 @@ def test_a_runtime_without_cuda(tmp_path: Path) -> None:
     assert "pip install onnxruntime-gpu" in checks["device"]["remedy"]
 
 
+def test_a_processor_for_which_there_is_no_runtime_with_cuda(tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime.py").write_text(
+        "def get_available_providers(): return ['CPUExecutionProvider']\ndef get_version_string(): return '1.0'\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text("import platform; platform.machine = lambda: 'aarch64'")
+    _, checks = examined(site=tmp_path)
+    assert checks["device"]["level"] == "note"
+    assert "for aarch64 machines there is no onnxruntime with CUDA" in checks["device"]["found"]
+    assert checks["device"].get("remedy") is None
+
+
 def test_half_a_runtime(tmp_path: Path) -> None:
     (tmp_path / "onnxruntime").mkdir()  # what `pip uninstall` of one of two leaves behind
     (tmp_path / "onnxruntime" / "__init__.py").write_text("raise ImportError('no _pybind_state')")

@@ -67,6 +67,27 @@ def test_figures_are_told_where_the_report_cannot_be_written(data: Path, tmp_pat
     assert b"measured on                 2 pictures" in result.stdout
 
 
+def test_a_report_takes_the_place_of_an_earlier_one_where_a_link_leads(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("report")  # which is not there yet
+    assert gender_batch("evaluate", data, "--faces", "never", "--out", tmp_path / "link").returncode == 0
+    before = {path.name: path.stat() for path in (tmp_path / "report").iterdir()}
+    assert set(before) >= {"metrics.json", "answers.csv", "confusion.png", "reliability.png", "gallery.png"}
+    for name in before:
+        (tmp_path / "report" / name).chmod(0o644)
+    assert gender_batch("evaluate", data, "--faces", "never", "--out", tmp_path / "link").returncode == 0
+    assert {path.name: path.stat().st_mode for path in (tmp_path / "report").iterdir()} == {
+        name: status.st_mode for name, status in before.items()
+    }
+
+
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+def test_a_link_that_leads_to_itself_is_wrong_use(command: str, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    result = gender_batch(command, data, "--out", tmp_path / "loop")
+    assert result.returncode == 2
+    assert f"--out {tmp_path / 'loop'}: a link that leads to itself" in result.stderr.decode()
+
+
 @pytest.mark.parametrize("out", ["run", "run/sub/.."])
 def test_a_training_keeps_its_figures_finished_or_not(data: Path, tmp_path: Path, out: str) -> None:
     (tmp_path / "run").mkdir()

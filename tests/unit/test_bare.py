@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -85,9 +86,19 @@ def test_what_is_odd_beside_the_picture_does_not_matter(odd: bytes) -> None:
 def test_only_the_first_of_many_blocks_of_exif_counts() -> None:
     first, second = (segment(0xE1, b"Exif\0\0" + SIDEWAYS[:18] + bytes((to,)) + SIDEWAYS[19:]) for to in (3, 6))
     data = encoded(smooth(64, 48), "JPEG", quality=95)
-    picture = decode_picture(with_segments(data, first, second))
+    picture = decode_picture(with_segments(data, segment(0xE1, b"Exif\0\0"), first, second))
     assert (picture.width, picture.height) == (64, 48)
     assert np.array_equal(np.asarray(picture.image), np.rot90(pixels(data), 2))
+
+
+def test_millions_of_segments_take_little_memory() -> None:
+    data = with_segments(encoded(noise(24, 16), "JPEG"), segment(0xFE, b"") * 200_000)
+    tracemalloc.start()
+    try:
+        assert len(without_metadata("JPEG", data).data) < 2000
+        assert tracemalloc.get_traced_memory()[1] < len(data)
+    finally:
+        tracemalloc.stop()
 
 
 def test_of_several_pictures_in_a_file_the_first_is_read() -> None:

@@ -226,9 +226,15 @@ def test_folders_of_the_labels_go_before_a_folder_called_test(data: Path) -> Non
 
 
 def test_a_column_of_very_many_values_is_said_to_have_no_table() -> None:
-    attributes = [{"age": str(number), "race": "ab"[number % 2]} for number in range(60)]
-    assert list(_without_table(attributes)) == ["age: 60 different values, more than 50; there is no table of it"]
-    assert list(_without_table(attributes[:50])) == []
+    attributes = [{"age": str(number // 2), "race": "ab"[number % 2]} for number in range(120)]
+    for labels, count, told in (
+        (LABELS, 120, ["age: 60 different values, more than 50; there is no table of it"]),
+        (LABELS, 100, ["age x label: 100 different values, more than 50; there is no table of it"]),
+        (LABELS, 50, []),
+        (("male", "male"), 100, []),
+    ):
+        truth = [labels[number % 2] for number in range(count)]
+        assert list(_without_table(attributes[:count], truth)) == told
 
 
 def test_a_link_into_a_folder_that_may_not_be_entered_is_no_error(unprivileged: Path) -> None:

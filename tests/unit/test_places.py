@@ -30,7 +30,7 @@ def test_no_fifo_or_device_is_replaced_by_a_file(fifo: Path, tmp_path: Path, opt
 def test_a_link_that_leads_to_itself_is_told(tmp_path: Path) -> None:
     link = tmp_path / "rows.csv"
     link.symlink_to(link)
-    with pytest.raises(click.UsageError, match=r"--out .*rows\.csv: "):
+    with pytest.raises(click.UsageError, match=r"--out .*rows\.csv: a link that leads to itself"):
         places({"--out": link})
 
 
@@ -41,9 +41,10 @@ def test_files_and_new_names_are_taken_where_links_lead(tmp_path: Path) -> None:
     assert places(named) == [tmp_path / "old.csv", tmp_path / "new.db", None]
 
 
-@pytest.mark.parametrize("option", ["--out", "--state", "--summary", "--gallery"])
+@pytest.mark.parametrize("option", ["--summary", "--gallery"])
 def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(unprivileged: Path, option: str) -> None:
     (unprivileged / "locked").mkdir(mode=0o500)
     with pytest.raises(click.UsageError, match=rf"{option} .*/locked cannot be written to; see to its permissions"):
         places({option: unprivileged / "locked" / "file.csv"})
     places({option: unprivileged / "file.csv"})
+    places({"--out": unprivileged / "locked" / "file.csv"})  # which cannot be locked
