@@ -60,8 +60,10 @@ class Listed:
                     f"{self.path}, line {row.line}: no file '{path}' in {root}; correct the path or take the line out"
                 )
         if not rows:
+            example = f"'{next(iter(self.rows))}' for instance; " if self.rows else ""
             raise ListError(
-                f"{self.path}: none of its paths is a picture in {root}; they must be relative to it or to its parent"
+                f"{self.path}: none of its paths is a picture in {root}; {example}they must be relative to it or to "
+                "its parent, with / between folders"
             )
         return rows
 

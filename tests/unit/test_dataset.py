@@ -492,7 +492,7 @@ COLUMNS = ["path", "label", "split", "group"]
         (COLUMNS, GOOD[:1], r"its pictures are of 1 class(es) (a); two or more"),
         (COLUMNS, [[*row[:2], "test", "x"] for row in GOOD], "no picture is in the split train"),
         (COLUMNS, [], "lists no picture"),
-        (["path", "age"], [["elsewhere/a.png", "20"]], "none of its paths is a picture in "),
+        (["path", "age"], [["elsewhere/a.png", "20"]], "; 'elsewhere/a.png' for instance; they must be"),
         (["path", "group"], [["a/a0_0.png", "x"]], "no line for a/a0_1.png; with a column `group`"),
     ],
 )  # fmt: skip
