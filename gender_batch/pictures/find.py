@@ -145,7 +145,8 @@ class Walk:
 
 def _is_lost_folder(path: str) -> bool:
     """Whether it is a link that leads nowhere, perhaps once to a folder: the name is not that of a picture."""
-    kind = mimetypes.guess_type(os.path.basename(path), strict=False)[0] or ""  # which takes a path for a URL
+    # Of the name alone: guess_type takes a path for a URL.
+    kind = mimetypes.guess_type(os.path.basename(path), strict=False)[0] or ""
     return os.path.islink(path) and not os.path.exists(path) and not kind.startswith("image/")
 
 
